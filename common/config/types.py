@@ -1,0 +1,110 @@
+"""The keys of mesh.yaml, their types and defaults. Every key has a default; an unknown key is an error."""
+
+from typing import Annotated, Literal
+
+import msgspec
+
+from common.ids import InstanceId
+from common.kv.layout import KVOrder
+from common.messages.control import Role
+
+DType = Literal["float32", "bfloat16", "float16"]
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+PositiveSeconds = Annotated[float, msgspec.Meta(gt=0)]
+Split = Literal["full"] | Annotated[int, msgspec.Meta(ge=0)] | Annotated[float, msgspec.Meta(ge=0, le=1)]
+"""full = L-1; an integer = tokens (clamped to L-1); a float f in [0, 1] = round(f·(L-1)). 1 is a token, 1.0 is all."""
+
+
+class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    pass
+
+
+class GatewayConfig(_Section, frozen=True):
+    """The HTTP side and the membership of the mesh."""
+
+    http: str = "127.0.0.1:8000"
+    """host:port of the OpenAI-compatible API; port 0 takes a free one."""
+    control: str = "tcp://127.0.0.1:5700"
+    """ZeroMQ endpoint where workers join."""
+    deadline_s: PositiveSeconds = 300.0
+    """Longest life of a request, queueing included."""
+    queue: Positive = 256
+    """Requests that may wait for a place; one more is a 429."""
+    allow_placement_override: bool = False
+    """Whether a request may say {"pdmesh": {"split": N}}."""
+    heartbeat_s: PositiveSeconds = 0.5
+    lease_s: PositiveSeconds = 3.0
+    """An instance that is silent for so long is lost."""
+    prefill_slots: Positive = 2
+    """Requests in one prefill instance at a time (the Cronus paper's cap of two)."""
+    max_body: Annotated[int, msgspec.Meta(ge=1024)] = 8 << 20
+    """Largest HTTP body in bytes."""
+
+
+class TransferConfig(_Section, frozen=True):
+    """How KV moves between instances."""
+
+    backend: Literal["tcp"] = "tcp"
+    host: str = "127.0.0.1"
+    """Address on which prefill instances serve KV."""
+    segment_bytes: Positive = 1 << 20
+    """Largest piece on the wire, and the size of one landing zone."""
+    landing_zones: Positive = 8
+    """Pieces in flight per hand-off (the credit)."""
+    max_parked: Positive = 64
+    """Takers that may wait at P for a job not yet heard of."""
+    progress_timeout_s: PositiveSeconds = 5.0
+    """A peer that shows no sign of life for so long ends the hand-off."""
+    checksum: bool = True
+
+
+class EmulateConfig(_Section, frozen=True):
+    """Make this machine look like another; every figure made with it is labelled emulated."""
+
+    slowdown: Annotated[float, msgspec.Meta(ge=1)] = 1.0
+    """Each step is stretched to slowdown × its measured time."""
+
+
+class InstanceConfig(_Section, frozen=True):
+    """One instance: a role on a device."""
+
+    id: InstanceId
+    role: Role
+    device: str = "cpu"
+    dtype: DType | None = None
+    """None: the mesh's dtype."""
+    threads: Positive | None = None
+    """None: the machine's cores shared evenly among the instances."""
+    cpu_affinity: tuple[int, ...] | None = None
+    block_size: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 16
+    order: KVOrder = KVOrder.NHD
+    kv_memory: str = "1GiB"
+    """Memory for KV blocks: a number of bytes with an optional unit."""
+    prefill_chunk: Positive | None = None
+    """Prefill role: tokens per step; null computes the whole prompt in one step."""
+    max_batch: Positive = 16
+    """Decode role: sequences decoded at once."""
+    budget: Positive = 256
+    """Decode role: tokens per step, decodes first."""
+    emulate: EmulateConfig = EmulateConfig()
+
+
+def _default_instances() -> tuple[InstanceConfig, ...]:
+    return (
+        InstanceConfig(id=InstanceId("p0"), role=Role.PREFILL),
+        InstanceConfig(id=InstanceId("d0"), role=Role.DECODE),
+    )
+
+
+class MeshConfig(_Section, frozen=True):
+    """One mesh.yaml."""
+
+    model: str = "smollm2"
+    """A built-in name, a folder, a .gguf file, or a hub id."""
+    dtype: DType = "float32"
+    policy: Literal["fixed"] = "fixed"
+    split: Split = "full"
+    gateway: GatewayConfig = GatewayConfig()
+    transfer: TransferConfig = TransferConfig()
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    instances: tuple[InstanceConfig, ...] = msgspec.field(default_factory=_default_instances)

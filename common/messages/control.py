@@ -1,0 +1,209 @@
+"""The control plane between the gateway and the workers: two closed unions, one for each direction."""
+
+from enum import StrEnum
+
+import msgspec
+
+from common.errors import Failure
+from common.ids import Generation, InstanceId, RequestId
+from common.kv.layout import KVLayout
+from common.kv.ticket import Ticket
+from common.messages.sampling import SamplingParams, TokenLogprobs
+
+WIRE_VERSION = 1
+"""Version of the control messages. Raise it when a change cannot be read by the other side."""
+
+
+class Role(StrEnum):
+    """What an instance does. Only a decode instance serves a whole request."""
+
+    PREFILL = "prefill"
+    DECODE = "decode"
+
+
+class FinishReason(StrEnum):
+    """Why a choice ended, in the OpenAI API's words."""
+
+    STOP = "stop"
+    LENGTH = "length"
+
+
+class _Message(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    pass
+
+
+# ---------------------------------------------------------------- worker → gateway
+
+
+class Load(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What an instance holds at one moment. All counts are zero when the mesh is idle."""
+
+    waiting: int = 0
+    """Requests accepted but not yet given KV room."""
+    running: int = 0
+    """Requests that hold KV blocks."""
+    queued_tokens: int = 0
+    """Prompt tokens still to be computed."""
+    context_tokens: int = 0
+    """Sum of the contexts of the sequences that decode."""
+    blocks_used: int = 0
+    blocks_total: int = 0
+    tickets: int = 0
+    """Hand-offs open at this side, parked ones included."""
+    staging_bytes: int = 0
+    """Staging memory in use now (not what is preallocated)."""
+    tasks: int = 0
+    """Tasks that belong to requests."""
+    steps: int = 0
+    """Forward passes since start: progress, for health."""
+
+
+class Register(_Message, frozen=True):
+    """An instance joins (or joins again, with a new generation)."""
+
+    instance: InstanceId
+    role: Role
+    generation: Generation
+    endpoints: tuple[str, ...]
+    """Data endpoints where a prefill instance serves its KV; empty for decode."""
+    layout: KVLayout
+    context_length: int
+    """Most tokens (prompt + output) of one request."""
+    kv_capacity_tokens: int
+    max_batch: int
+    """Sequences decoded at once (decode), or jobs held at once (prefill)."""
+
+
+class Heartbeat(_Message, frozen=True):
+    """The instance is alive; renews its lease and reports its load."""
+
+    instance: InstanceId
+    generation: Generation
+    load: Load
+
+
+class Leaving(_Message, frozen=True):
+    """The instance stops in order; nothing of it may be used any more."""
+
+    instance: InstanceId
+    generation: Generation
+
+
+class EmittedTokens(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
+    """Successive tokens of one choice. `first` is the number of tokens[0] within the choice, from 0."""
+
+    request: RequestId
+    choice: int
+    first: int
+    tokens: tuple[int, ...]
+    finish: FinishReason | None = None
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    """One per token when asked for, else empty."""
+
+
+class TokensEmitted(_Message, frozen=True):
+    """What one step of a decode instance produced, for every request of this gateway."""
+
+    instance: InstanceId
+    generation: Generation
+    items: tuple[EmittedTokens, ...]
+
+
+class PrefillReleased(_Message, frozen=True):
+    """P holds nothing of the request any more: its slot is free. Sent once for each RunPrefill, however it ended."""
+
+    instance: InstanceId
+    generation: Generation
+    request: RequestId
+
+
+class KVLanded(_Message, frozen=True):
+    """D holds all KV of [0, split): from here P is not needed for this request."""
+
+    instance: InstanceId
+    generation: Generation
+    request: RequestId
+    payload_bytes: int
+    seconds: float
+
+
+class JobFailed(_Message, frozen=True):
+    """The instance gave up its part of the request and holds nothing of it."""
+
+    instance: InstanceId
+    generation: Generation
+    request: RequestId
+    failure: Failure
+
+
+FromWorker = Register | Heartbeat | Leaving | TokensEmitted | PrefillReleased | KVLanded | JobFailed
+
+
+# ---------------------------------------------------------------- gateway → worker
+
+
+class Welcome(_Message, frozen=True):
+    """Answer to Register: send a heartbeat every `heartbeat_s`; without one for `lease_s` you are lost.
+
+    The same holds in reverse: a worker that gets no HeartbeatAck for `lease_s`, or sees another `epoch`
+    (one life of the gateway), drops every job and joins anew.
+    """
+
+    epoch: Generation
+    heartbeat_s: float
+    lease_s: float
+
+
+class HeartbeatAck(_Message, frozen=True):
+    """The heartbeat was counted."""
+
+    epoch: Generation
+
+
+class Rejected(_Message, frozen=True):
+    """The sender is not a member (its lease ended, its generation is old, or it cannot serve here)."""
+
+    reason: str
+    fatal: bool = False
+    """True: joining anew will not help (another model, a wire version not spoken): the process should end."""
+
+
+class RunPrefill(_Message, frozen=True):
+    """Compute the KV of `prompt` (exactly the tokens [0, split)) and hold it for the bearer of the ticket."""
+
+    request: RequestId
+    prompt: tuple[int, ...]
+    ticket: Ticket
+    deadline_s: float
+    """Seconds from now until everything held for this job is dropped."""
+
+
+class RunDecode(_Message, frozen=True):
+    """Serve a request. With split > 0 take the KV of [0, split) by the ticket, then compute the rest."""
+
+    request: RequestId
+    prompt: tuple[int, ...]
+    split: int
+    ticket: Ticket | None
+    sampling: SamplingParams
+    max_tokens: int
+    """Tokens to emit per choice, at least 1."""
+    choices: int
+    stop_tokens: tuple[int, ...]
+    """Emitting one of these ends the choice with finish reason stop; it is emitted, the gateway hides it."""
+    min_tokens: int
+    """Stop tokens cannot be sampled before this many are emitted."""
+    deadline_s: float
+
+
+class Abort(_Message, frozen=True):
+    """Drop every trace of the request (both roles); no answer is expected but PrefillReleased from P."""
+
+    request: RequestId
+
+
+class Drain(_Message, frozen=True):
+    """Finish what runs, take no more, then leave."""
+
+
+ToWorker = Welcome | HeartbeatAck | Rejected | RunPrefill | RunDecode | Abort | Drain

@@ -1,0 +1,1 @@
+"""Everything that runs: decisions (scheduling), the engine, text, the three services, and what starts them."""

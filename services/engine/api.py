@@ -1,0 +1,95 @@
+"""What an engine is asked (jobs) and what it says (events). No torch here: both sides of the thread share it."""
+
+import msgspec
+
+from common.errors import Failure
+from common.ids import RequestId
+from common.messages.control import FinishReason
+from common.messages.sampling import SamplingParams, TokenLogprobs
+
+
+class PrefillJob(msgspec.Struct, frozen=True):
+    """Compute the KV of `prompt` and hold it until `release`. Nothing is sampled."""
+
+    request: RequestId
+    prompt: tuple[int, ...]
+
+
+class DecodeJob(msgspec.Struct, frozen=True):
+    """Serve `prompt` to the end. The KV of its first `split` tokens comes from elsewhere (0: computed here)."""
+
+    request: RequestId
+    prompt: tuple[int, ...]
+    split: int
+    sampling: SamplingParams
+    max_tokens: int
+    choices: int = 1
+    stop_tokens: tuple[int, ...] = ()
+    min_tokens: int = 0
+
+
+Job = PrefillJob | DecodeJob
+
+
+class BlocksReserved(msgspec.Struct, frozen=True):
+    """The job has its blocks. P may offer them; D (split > 0) may open the hand-off into them, and nothing is
+    computed for the job until `kv_landed`.
+    """
+
+    request: RequestId
+    blocks: tuple[int, ...]
+    """Block i holds tokens [i·block_size, (i+1)·block_size)."""
+
+
+class LayerReady(msgspec.Struct, frozen=True):
+    """A prefill job's KV of tokens [0, token_stop) is in its blocks for this layer (events come layer by layer)."""
+
+    request: RequestId
+    layer: int
+    token_stop: int
+
+
+class PrefillComputed(msgspec.Struct, frozen=True):
+    """All layers of all tokens of a prefill job are computed."""
+
+    request: RequestId
+
+
+class ChoiceTokens(msgspec.Struct, frozen=True):
+    """Tokens sampled for one choice in one step. `first` numbers tokens[0] within the choice, from 0."""
+
+    request: RequestId
+    choice: int
+    first: int
+    tokens: tuple[int, ...]
+    logprobs: tuple[TokenLogprobs, ...]
+    finish: FinishReason | None
+
+
+class TokensSampled(msgspec.Struct, frozen=True):
+    """Everything one step sampled."""
+
+    items: tuple[ChoiceTokens, ...]
+
+
+class JobEnded(msgspec.Struct, frozen=True):
+    """The engine holds nothing of the job any more; the last event about it."""
+
+    request: RequestId
+    failure: Failure | None = None
+    """None: finished, released or aborted as asked."""
+
+
+EngineEvent = BlocksReserved | LayerReady | PrefillComputed | TokensSampled | JobEnded
+
+
+class EngineLoad(msgspec.Struct, frozen=True):
+    """What the engine holds; all but steps and blocks_total are zero when idle."""
+
+    waiting: int
+    running: int
+    queued_tokens: int
+    context_tokens: int
+    blocks_used: int
+    blocks_total: int
+    steps: int

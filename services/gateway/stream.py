@@ -1,0 +1,83 @@
+"""Between the HTTP side and the mesh side of the gateway: one request in, a stream of events out."""
+
+from typing import Protocol
+
+import msgspec
+
+from common.errors import Failure
+from common.ids import InstanceId, RequestId
+from common.messages.control import EmittedTokens
+from common.messages.sampling import SamplingParams
+
+
+class GenerationRequest(msgspec.Struct, frozen=True):
+    """What the HTTP side asks of the mesh: token ids in, nothing of text or HTTP."""
+
+    request: RequestId
+    prompt: tuple[int, ...]
+    sampling: SamplingParams
+    max_tokens: int
+    choices: int = 1
+    stop_tokens: tuple[int, ...] = ()
+    min_tokens: int = 0
+    split: str | int | float | None = None
+    """Placement override: "full", tokens (int) or a share of the prompt (float); None: the mesh's policy."""
+
+
+class Placement(msgspec.Struct, frozen=True):
+    """Where a request runs. `kv_bytes` are the bytes of KV planned on the wire."""
+
+    prefill: InstanceId | None
+    decode: InstanceId
+    split: int
+    kv_bytes: int
+
+    def header(self) -> str:
+        """The value of x-pdmesh-placement."""
+        return (
+            f"prefill={self.prefill or '-'}; decode={self.decode}; split={self.split}; kv-bytes={self.kv_bytes}"
+        )
+
+
+class Placed(msgspec.Struct, frozen=True):
+    """The request has been sent to its instances; comes before any token, again when it is placed anew."""
+
+    placement: Placement
+
+
+class Failed(msgspec.Struct, frozen=True):
+    """The request ended without (all of) an answer; the last event."""
+
+    failure: Failure
+
+
+StreamEvent = Placed | EmittedTokens | Failed
+"""EmittedTokens are gap-free and in order per choice; the stream is over when every choice has had a finish."""
+
+
+class RequestStream(Protocol):
+    """One request in flight. Owned by the HTTP handler, which must `close` it."""
+
+    async def next(self) -> StreamEvent:
+        """The next event; cancel-safe."""
+        ...
+
+    def close(self) -> None:
+        """Forget the request; if it is unfinished the mesh drops it within a step. Idempotent."""
+        ...
+
+
+class Mesh(Protocol):
+    """What the HTTP side sees of the mesh."""
+
+    def submit(self, request: GenerationRequest) -> RequestStream:
+        """Accept a request; every refusal is a Failed event on the stream, never an exception."""
+        ...
+
+    def context_length(self) -> int | None:
+        """Most tokens (prompt + output) that the joined decode instances serve; None before one has joined."""
+        ...
+
+    def not_ready(self) -> str | None:
+        """Why no request can be served now (words for an operator); None when one can."""
+        ...
