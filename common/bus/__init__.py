@@ -1,1 +1,1 @@
-""""""
+"""The control plane: typed messages over ZeroMQ, and the worker's membership in the mesh."""

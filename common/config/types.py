@@ -63,6 +63,8 @@ class EmulateConfig(_Section, frozen=True):
 
     slowdown: Annotated[float, msgspec.Meta(ge=1)] = 1.0
     """Each step is stretched to slowdown × its measured time."""
+    fault_file: str | None = None
+    """For tests: a file that orders this process to die at a named point (common.faults)."""
 
 
 class InstanceConfig(_Section, frozen=True):
@@ -78,7 +80,7 @@ class InstanceConfig(_Section, frozen=True):
     cpu_affinity: tuple[int, ...] | None = None
     block_size: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 16
     order: KVOrder = KVOrder.NHD
-    kv_memory: str = "1GiB"
+    kv_memory: str | Positive = "1GiB"
     """Memory for KV blocks: a number of bytes with an optional unit."""
     prefill_chunk: Positive | None = None
     """Prefill role: tokens per step; null computes the whole prompt in one step."""

@@ -56,6 +56,8 @@ class Load(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Tasks that belong to requests."""
     steps: int = 0
     """Forward passes since start: progress, for health."""
+    draining: bool = False
+    """The instance finishes what it has and must be given nothing new."""
 
 
 class Register(_Message, frozen=True):

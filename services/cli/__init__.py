@@ -1,1 +1,1 @@
-""""""
+"""The `pdmesh` command."""

@@ -55,6 +55,13 @@ class PrefillComputed(msgspec.Struct, frozen=True):
     request: RequestId
 
 
+class PrefillFailed(msgspec.Struct, frozen=True):
+    """A prefill job cannot be computed. Its blocks stay held, since a taker may be reading them, until `release`."""
+
+    request: RequestId
+    failure: Failure
+
+
 class ChoiceTokens(msgspec.Struct, frozen=True):
     """Tokens sampled for one choice in one step. `first` numbers tokens[0] within the choice, from 0."""
 
@@ -80,7 +87,7 @@ class JobEnded(msgspec.Struct, frozen=True):
     """None: finished, released or aborted as asked."""
 
 
-EngineEvent = BlocksReserved | LayerReady | PrefillComputed | TokensSampled | JobEnded
+EngineEvent = BlocksReserved | LayerReady | PrefillComputed | PrefillFailed | TokensSampled | JobEnded
 
 
 class EngineLoad(msgspec.Struct, frozen=True):

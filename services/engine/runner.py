@@ -2,11 +2,15 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from common.kv.layout import KVLayout
 from common.messages.sampling import SamplingParams, TokenLogprobs
+
+if TYPE_CHECKING:
+    from services.engine.paged_kv import PagedKV
 
 
 class SampleRequest(msgspec.Struct, frozen=True):
@@ -53,6 +57,8 @@ class Runner(ABC):
     """
 
     layout: KVLayout
+    kv: "PagedKV"
+    """The cache itself; a transfer reads and writes its tensors, in blocks that no step touches meanwhile."""
     num_blocks: int
     context_length: int
     """Most positions of one sequence."""

@@ -5,9 +5,12 @@ from typing import Protocol
 import msgspec
 
 from common.errors import Failure
-from common.ids import InstanceId, RequestId
+from common.ids import RequestId
 from common.messages.control import EmittedTokens
 from common.messages.sampling import SamplingParams
+from services.scheduling.placement import Placement
+
+__all__ = ["Failed", "GenerationRequest", "Mesh", "Placed", "Placement", "RequestStream", "StreamEvent"]
 
 
 class GenerationRequest(msgspec.Struct, frozen=True):
@@ -22,21 +25,6 @@ class GenerationRequest(msgspec.Struct, frozen=True):
     min_tokens: int = 0
     split: str | int | float | None = None
     """Placement override: "full", tokens (int) or a share of the prompt (float); None: the mesh's policy."""
-
-
-class Placement(msgspec.Struct, frozen=True):
-    """Where a request runs. `kv_bytes` are the bytes of KV planned on the wire."""
-
-    prefill: InstanceId | None
-    decode: InstanceId
-    split: int
-    kv_bytes: int
-
-    def header(self) -> str:
-        """The value of x-pdmesh-placement."""
-        return (
-            f"prefill={self.prefill or '-'}; decode={self.decode}; split={self.split}; kv-bytes={self.kv_bytes}"
-        )
 
 
 class Placed(msgspec.Struct, frozen=True):

@@ -1,0 +1,78 @@
+"""What a mesh.yaml must satisfy beyond the types of its keys."""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+from common.config.addresses import parse_control, parse_http
+from common.config.sizes import parse_size
+from common.config.types import GatewayConfig, InstanceConfig, MeshConfig
+from common.errors import ConfigError
+from common.messages.control import Role
+
+_ID = re.compile(r"[A-Za-z0-9_.-]+")
+_DEVICE = re.compile(r"cpu|cuda(:\d+)?")
+RESERVED_IDS = frozenset({"gateway", "-"})
+"""Names that mean something else in logs and in the placement header."""
+
+
+def problems(config: MeshConfig) -> Iterator[str]:
+    """A sentence for everything that keeps `config` from being used: key, value, what is allowed, what to do."""
+    yield from _of_gateway(config.gateway)
+    yield from _of_transfer_host(config.transfer.host)
+    for index, instance in enumerate(config.instances):
+        yield from _of_instance(f"instances[{index}]", instance)
+    yield from _of_mesh(config)
+
+
+def _of_gateway(gateway: GatewayConfig) -> Iterator[str]:
+    yield from _refusal("gateway.http", lambda: parse_http(gateway.http))
+    yield from _refusal("gateway.control", lambda: parse_control(gateway.control))
+    if gateway.lease_s < 2 * gateway.heartbeat_s:
+        yield (
+            f"gateway.lease_s is {gateway.lease_s!r} with gateway.heartbeat_s {gateway.heartbeat_s!r}: a lease must "
+            "outlast two heartbeats, or one late message loses an instance; raise lease_s or lower heartbeat_s"
+        )
+
+
+def _of_transfer_host(host: str) -> Iterator[str]:
+    if not host.strip() or "/" in host or re.fullmatch(r"[^:]*:\d*", host):
+        yield f"transfer.host is {host!r}: give a host or an address alone, without scheme or port, such as '127.0.0.1'"
+
+
+def _of_instance(path: str, instance: InstanceConfig) -> Iterator[str]:
+    if not _ID.fullmatch(instance.id) or instance.id in RESERVED_IDS:
+        yield f"{path}.id is {instance.id!r}: use letters, digits, '_', '.' and '-', and not {sorted(RESERVED_IDS)}"
+    if not _DEVICE.fullmatch(instance.device):
+        yield f"{path}.device is {instance.device!r}: write 'cpu', 'cuda' or 'cuda:N' (ROCm devices are 'cuda' too)"
+    yield from _refusal(f"{path}.kv_memory", lambda: parse_size(instance.kv_memory))
+    cores = instance.cpu_affinity
+    if cores is not None and (not cores or len(set(cores)) < len(cores) or min(cores) < 0):
+        yield f"{path}.cpu_affinity is {list(cores)!r}: list each core once, from 0, or write null for no pinning"
+    if instance.role is Role.DECODE and instance.budget < instance.max_batch:
+        yield (
+            f"{path}.budget is {instance.budget!r} tokens per step with max_batch {instance.max_batch!r}: each decode "
+            "takes one token, so the budget must be at least max_batch; raise budget or lower max_batch"
+        )
+
+
+def _of_mesh(config: MeshConfig) -> Iterator[str]:
+    counts = Counter(instance.id for instance in config.instances)
+    for name, count in counts.items():
+        if count > 1:
+            yield f"instances: the id {name!r} is given {count} times; ids must be unique"
+    roles = {instance.role for instance in config.instances}
+    if Role.DECODE not in roles:
+        yield "instances: there is no decode instance, and only one such serves a request; add one with role: decode"
+    if Role.PREFILL not in roles and config.split != 0:
+        yield (
+            f"split is {config.split!r}, but there is no prefill instance to compute that part of a prompt; "
+            "add an instance with role: prefill, or set split: 0"
+        )
+
+
+def _refusal(key: str, parse: Callable[[], object]) -> Iterator[str]:
+    try:
+        parse()
+    except ConfigError as error:
+        yield f"{key}: {error}"

@@ -1,0 +1,234 @@
+"""Decode jobs from the gateway's word to the last token."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, assert_never
+
+from common.clock import Clock
+from common.errors import Failure, FailureKind
+from common.faults import FaultPoint, Faults
+from common.ids import Generation, InstanceId, RequestId
+from common.messages.control import (
+    Abort,
+    Drain,
+    EmittedTokens,
+    FromWorker,
+    HeartbeatAck,
+    JobFailed,
+    KVLanded,
+    Load,
+    Rejected,
+    RunDecode,
+    RunPrefill,
+    TokensEmitted,
+    ToWorker,
+    Welcome,
+)
+from common.tasks import TaskScope
+from services.engine.api import (
+    BlocksReserved,
+    ChoiceTokens,
+    DecodeJob,
+    EngineEvent,
+    JobEnded,
+    LayerReady,
+    PrefillComputed,
+    PrefillFailed,
+    TokensSampled,
+)
+from services.engine.thread import EngineThread
+from transfer.errors import TransferError
+from transfer.sink import KVSink
+
+_log = logging.getLogger(__name__)
+
+_FAULT_TOKENS = {0: FaultPoint.DECODE_FIRST_TOKEN, 7: FaultPoint.DECODE_EIGHTH_TOKEN}
+"""Reached with the token of this number sampled but not yet sent."""
+
+
+@dataclass(slots=True)
+class _Job:
+    message: RunDecode
+    deadline_at: float
+    intake: asyncio.Task[Any] | None = None
+    is_dropped: bool = False
+    failure: Failure | None = None
+
+
+class DecodeJobs:
+    """Every decode job of this instance, between the gateway, the engine and the KV sink.
+
+    Blocks are given back to the engine only when the sink writes to them no more.  All methods run on the event loop.
+    """
+
+    def __init__(
+        self,
+        instance: InstanceId,
+        engine: EngineThread,
+        sink: KVSink,
+        send: Callable[[FromWorker], None],
+        clock: Clock,
+        faults: Faults,
+    ) -> None:
+        self._instance = instance
+        self._engine = engine
+        self._sink = sink
+        self._send = send
+        self._clock = clock
+        self._faults = faults
+        self._jobs: dict[RequestId, _Job] = {}
+        self._tasks = TaskScope("decode")
+        self.generation = Generation(0)
+        self.is_draining = False
+        self._emptied = asyncio.Event()
+
+    def on_message(self, message: ToWorker) -> None:
+        """What the gateway says."""
+        match message:
+            case RunDecode():
+                self._run(message)
+            case Abort(request):
+                self.abort(request)
+            case Drain():
+                self.is_draining = True
+            case RunPrefill() | Welcome() | HeartbeatAck() | Rejected():
+                _log.error("a decode instance was sent a %s", type(message).__name__)
+            case _:
+                assert_never(message)
+
+    def _run(self, message: RunDecode) -> None:
+        request = message.request
+        stale = message.ticket is not None and message.ticket.decode_generation != self.generation
+        if stale or request in self._jobs:
+            _log.warning("request %s: not run: an old generation, or here already", request)
+            return
+        self._jobs[request] = _Job(message, self._clock.now() + message.deadline_s)
+        self._faults.reach(FaultPoint.DECODE_ACCEPTED)
+        self._engine.submit(_engine_job(message))
+
+    def abort(self, request: RequestId) -> None:
+        """Drop the job, wherever it stands; its blocks are freed once nobody writes to them."""
+        if (job := self._jobs.get(request)) is None or job.is_dropped:
+            return
+        job.is_dropped = True
+        if job.intake is None:
+            self._engine.end(request)
+        else:
+            # The intake tells the engine itself, when the sink has let go of the blocks.
+            job.intake.cancel()
+
+    def begin(self, generation: Generation) -> None:
+        """A new life begins (the first one too)."""
+        self.generation = generation
+        self._sink.rejoin(generation)
+
+    async def drop_all(self) -> None:
+        """The life is over: abort every job; ends when nothing of any is held."""
+        for request in list(self._jobs):
+            self.abort(request)
+        await self.until_idle()
+
+    async def until_idle(self) -> None:
+        """Ends when no job is left."""
+        while self._jobs:
+            self._emptied.clear()
+            await self._emptied.wait()
+
+    def on_event(self, event: EngineEvent) -> None:
+        """What the engine says."""
+        match event:
+            case BlocksReserved(request, blocks):
+                self._take_in(request, blocks)
+            case TokensSampled(items):
+                self._emit(items)
+            case JobEnded(request, failure):
+                self._ended(request, failure)
+            case LayerReady() | PrefillComputed() | PrefillFailed():
+                _log.error("a decode job reported %s", type(event).__name__)
+            case _:
+                assert_never(event)
+
+    def _take_in(self, request: RequestId, blocks: tuple[int, ...]) -> None:
+        job = self._jobs[request]
+        if not job.is_dropped:
+            job.intake = self._tasks.start(self._intake(request, job, blocks), f"intake:{request}")
+            job.intake.add_done_callback(lambda task: self._intake_done(request, job, task))
+
+    async def _intake(self, request: RequestId, job: _Job, blocks: tuple[int, ...]) -> None:
+        ticket, split = job.message.ticket, job.message.split
+        assert ticket is not None
+        self._faults.reach(FaultPoint.DECODE_RESERVED)
+        remaining_s = max(0.0, job.deadline_at - self._clock.now())
+        try:
+            landed = await self._sink.take(ticket, blocks, split, remaining_s)
+        except TransferError as error:
+            job.failure = Failure(FailureKind.HANDOFF_FAILED, str(error))
+            self._engine.end(request)
+            return
+        self._faults.reach(FaultPoint.DECODE_LANDED)
+        self._send(KVLanded(self._instance, self.generation, request, landed.payload_bytes, landed.seconds))
+        self._engine.kv_landed(request)
+
+    def _intake_done(self, request: RequestId, job: _Job, task: asyncio.Task[Any]) -> None:
+        # A callback and not a clause in _intake: a task that is cancelled before its first step runs none of its body.
+        job.intake = None
+        if not task.cancelled() and task.exception() is not None:
+            job.failure = Failure(FailureKind.HANDOFF_FAILED, f"the intake broke: {task.exception()!r}")
+        if task.cancelled() or task.exception() is not None:
+            self._engine.end(request)
+
+    def _emit(self, items: tuple[ChoiceTokens, ...]) -> None:
+        emitted = tuple(
+            EmittedTokens(item.request, item.choice, item.first, item.tokens, item.finish, item.logprobs)
+            for item in items
+            if not self._jobs[item.request].is_dropped
+        )
+        for item in emitted:
+            if item.first in _FAULT_TOKENS:
+                self._faults.reach(_FAULT_TOKENS[item.first])
+        if emitted:
+            self._send(TokensEmitted(self._instance, self.generation, emitted))
+
+    def _ended(self, request: RequestId, failure: Failure | None) -> None:
+        job = self._jobs.pop(request)
+        if not self._jobs:
+            self._emptied.set()
+        failure = job.failure or failure
+        if failure is not None and not job.is_dropped:
+            self._send(JobFailed(self._instance, self.generation, request, failure))
+
+    def load(self) -> Load:
+        """What this instance holds now."""
+        engine, transfer = self._engine.load(), self._sink.holdings()
+        return Load(
+            waiting=engine.waiting,
+            running=engine.running,
+            queued_tokens=engine.queued_tokens,
+            context_tokens=engine.context_tokens,
+            blocks_used=engine.blocks_used,
+            blocks_total=engine.blocks_total,
+            tickets=transfer.connections,
+            staging_bytes=transfer.staging_bytes,
+            tasks=len(self._tasks) + transfer.tasks,
+            steps=engine.steps,
+            draining=self.is_draining,
+        )
+
+    async def close(self) -> None:
+        """End the intakes; the sink and the engine are closed by their owner."""
+        await self._tasks.close()
+
+
+def _engine_job(message: RunDecode) -> DecodeJob:
+    return DecodeJob(
+        request=message.request,
+        prompt=message.prompt,
+        split=message.split,
+        sampling=message.sampling,
+        max_tokens=message.max_tokens,
+        choices=message.choices,
+        stop_tokens=message.stop_tokens,
+        min_tokens=message.min_tokens,
+    )

@@ -1,0 +1,265 @@
+"""The engine without its thread: jobs in, steps, events out.
+
+Each step asks services.scheduling.continuous what to do and performs it on the block pool and the runner.  The core
+owns every block reference; blocks change hands only through the methods below, all called by one thread.
+"""
+
+import itertools
+from collections.abc import Callable
+
+from common.errors import Failure, FailureKind
+from common.ids import RequestId
+from services.engine.api import (
+    BlocksReserved,
+    ChoiceTokens,
+    DecodeJob,
+    EngineEvent,
+    EngineLoad,
+    Job,
+    JobEnded,
+    LayerReady,
+    PrefillComputed,
+    PrefillFailed,
+    PrefillJob,
+    TokensSampled,
+)
+from services.engine.pool import BlockPool
+from services.engine.runner import Runner, Sampled
+from services.engine.sequence import Sequence
+from services.scheduling.continuous import BatchLimits, Phase, StepPlan, Work, decide
+
+
+class EngineCore:
+    """One model, its block pool and the sequences on it.
+
+    `emit` receives every event, on the calling thread, in order.  For each submitted job exactly one JobEnded comes,
+    and it is the last event of that job.
+    """
+
+    def __init__(self, runner: Runner, limits: BatchLimits, emit: Callable[[EngineEvent], None]) -> None:
+        self._runner = runner
+        self._limits = limits
+        self._emit = emit
+        self._pool = BlockPool(runner.num_blocks)
+        self._keys = itertools.count()
+        self._sequences: dict[int, Sequence] = {}
+        self._by_request: dict[RequestId, list[int]] = {}
+        self._steps = 0
+
+    # ------------------------------------------------------------ commands
+
+    def submit(self, job: Job) -> None:
+        """Accept a job, or end it at once with the reason why this engine can never serve it."""
+        if job.request in self._by_request:
+            self._emit(JobEnded(job.request, _invalid(f"request {job.request!r} is here already")))
+            return
+        if (reason := self._unservable(job)) is not None:
+            self._emit(JobEnded(job.request, _invalid(reason)))
+            return
+        choices = tuple(range(job.choices)) if isinstance(job, DecodeJob) else ()
+        external = job.split if isinstance(job, DecodeJob) else 0
+        self._add(Sequence(next(self._keys), job, choices, external=external))
+
+    def kv_landed(self, request: RequestId) -> None:
+        """The KV of [0, split) is in the blocks of this decode job: go on from there. Unknown requests: no effect."""
+        for sequence in self._of(request):
+            if sequence.phase is Phase.RECEIVING:
+                sequence.computed, sequence.external = sequence.external, 0
+                sequence.phase = Phase.RUNNING
+
+    def end(self, request: RequestId) -> None:
+        """Drop the job and free its blocks, finished or not. Nobody else may be reading or writing them any more.
+
+        This releases a computed prefill job, aborts any job, and does nothing for one that is unknown.
+        """
+        if request in self._by_request:
+            self._end(request, None)
+
+    # ------------------------------------------------------------ steps
+
+    def has_work(self) -> bool:
+        """Whether a step could do anything now."""
+        return any(s.phase in (Phase.WAITING, Phase.RUNNING) for s in self._sequences.values())
+
+    def step(self) -> bool:
+        """Decide and perform one step; False when there was nothing to compute."""
+        views = [s.view(self._pool.is_shared) for s in self._sequences.values()]
+        plan = decide(views, self._pool.num_free, self._limits)
+        self._arrange(plan)
+        if not plan.work:
+            return False
+        self._steps += 1
+        self._compute(plan.work)
+        return True
+
+    def _arrange(self, plan: StepPlan) -> None:
+        for key in plan.preempt:
+            self._preempt(self._sequences[key])
+        for key in plan.admit:
+            self._admit(self._sequences[key])
+        for key in plan.grow:
+            self._sequences[key].blocks += self._pool.allocate(1)
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self._pool.release(sequence.blocks)
+        sequence.blocks = []
+        sequence.computed = 0
+        sequence.phase = Phase.WAITING
+
+    def _admit(self, sequence: Sequence) -> None:
+        sequence.blocks = self._pool.allocate(self._limits.blocks_for(sequence.known))
+        sequence.phase = Phase.RECEIVING if sequence.external else Phase.RUNNING
+        if sequence.external or isinstance(sequence.job, PrefillJob):
+            self._emit(BlocksReserved(sequence.job.request, tuple(sequence.blocks)))
+
+    def _compute(self, work: tuple[Work, ...]) -> None:
+        batch = [(self._sequences[item.key], item.count) for item in work]
+        items = [sequence.item(count) for sequence, count in batch]
+        prefills = [
+            (sequence.job.request, sequence.computed + count)
+            for sequence, count in batch
+            if isinstance(sequence.job, PrefillJob)
+        ]
+
+        def layer_ready(layer: int) -> None:
+            for request, token_stop in prefills:
+                self._emit(LayerReady(request, layer, token_stop))
+
+        try:
+            results = self._runner.run(items, layer_ready if prefills else None)
+        except Exception as error:  # the device's own errors are of any type; the jobs of this step end with them
+            self._fail([sequence for sequence, _ in batch], f"{type(error).__name__}: {error}")
+            return
+        sampled: list[ChoiceTokens] = []
+        for (sequence, count), tokens in zip(batch, results, strict=True):
+            self._advance(sequence, count, tokens, sampled)
+        if sampled:
+            self._emit(TokensSampled(tuple(sampled)))
+        self._end_finished(sampled)
+
+    def _advance(
+        self, sequence: Sequence, count: int, tokens: tuple[Sampled, ...], sampled: list[ChoiceTokens]
+    ) -> None:
+        sequence.computed += count
+        if isinstance(sequence.job, PrefillJob):
+            if sequence.computed == sequence.known:
+                sequence.phase = Phase.HOLDING
+                self._emit(PrefillComputed(sequence.job.request))
+            return
+        if not tokens:
+            return
+        branches = [sequence, *(self._fork(sequence, choice) for choice in sequence.choices[1:])]
+        sequence.choices = sequence.choices[:1]
+        for branch, token in zip(branches, tokens, strict=True):
+            sampled.append(self._emit_token(branch, token))
+
+    def _emit_token(self, sequence: Sequence, sampled: Sampled) -> ChoiceTokens:
+        first = len(sequence.output)
+        sequence.output.append(sampled.token)
+        return ChoiceTokens(
+            request=sequence.job.request,
+            choice=sequence.choices[0],
+            first=first,
+            tokens=(sampled.token,),
+            logprobs=() if sampled.logprobs is None else (sampled.logprobs,),
+            finish=sequence.finish_after(sampled.token),
+        )
+
+    def _fork(self, parent: Sequence, choice: int) -> Sequence:
+        """A sequence for another choice. It shares the parent's full blocks and copies the one still being filled;
+        without room for that it starts over from its tokens, as after a preemption.
+        """
+        child = Sequence(next(self._keys), parent.job, (choice,), output=list(parent.output))
+        self._add(child)
+        full, partly = divmod(parent.computed, self._limits.block_size)
+        holders = sum(s.phase is not Phase.WAITING for s in self._sequences.values())
+        if holders < self._limits.max_sequences and self._pool.num_free >= (partly > 0):
+            own = self._pool.allocate(1) if partly else []
+            if own:
+                self._runner.copy_block(parent.blocks[full], own[0])
+            self._pool.share(parent.blocks[:full])
+            child.blocks = parent.blocks[:full] + own
+            child.computed = parent.computed
+            child.phase = Phase.RUNNING
+        return child
+
+    # ------------------------------------------------------------ endings
+
+    def _end_finished(self, sampled: list[ChoiceTokens]) -> None:
+        for item in sampled:
+            if item.finish is None:
+                continue
+            for sequence in self._of(item.request):
+                if sequence.choices == (item.choice,):
+                    self._remove(sequence)
+            if not self._by_request[item.request]:
+                self._end(item.request, None)
+
+    def _fail(self, sequences: list[Sequence], reason: str) -> None:
+        failure = Failure(FailureKind.ENGINE_FAILED, f"the forward pass failed: {reason}")
+        for request in dict.fromkeys(sequence.job.request for sequence in sequences):
+            members = self._of(request)
+            if isinstance(members[0].job, PrefillJob):
+                members[0].phase = Phase.HOLDING
+                self._emit(PrefillFailed(request, failure))
+            else:
+                self._end(request, failure)
+
+    def _end(self, request: RequestId, failure: Failure | None) -> None:
+        for sequence in self._of(request):
+            self._remove(sequence)
+        del self._by_request[request]
+        self._emit(JobEnded(request, failure))
+
+    # ------------------------------------------------------------ records
+
+    def _add(self, sequence: Sequence) -> None:
+        self._sequences[sequence.key] = sequence
+        self._by_request.setdefault(sequence.job.request, []).append(sequence.key)
+
+    def _remove(self, sequence: Sequence) -> None:
+        self._pool.release(sequence.blocks)
+        del self._sequences[sequence.key]
+        self._by_request[sequence.job.request].remove(sequence.key)
+
+    def _of(self, request: RequestId) -> list[Sequence]:
+        return [self._sequences[key] for key in self._by_request.get(request, ())]
+
+    def _unservable(self, job: Job) -> str | None:
+        output = job.max_tokens if isinstance(job, DecodeJob) else 0
+        total = len(job.prompt) + output
+        capacity = self._pool.num_blocks * self._limits.block_size
+        # The last token emitted is never computed, so it needs neither a position nor room.
+        needed = total - 1 if output else total
+        if not job.prompt:
+            return "the prompt is empty"
+        if isinstance(job, DecodeJob) and not 0 <= job.split < len(job.prompt):
+            return f"split {job.split} is not in [0, {len(job.prompt) - 1}]"
+        if total > self._runner.context_length:
+            return f"{total} tokens (prompt and output); the model's context is {self._runner.context_length}"
+        if needed > capacity:
+            return f"{total} tokens (prompt and output); the KV memory of this instance holds {capacity}"
+        return None
+
+    def load(self) -> EngineLoad:
+        """What the engine holds now."""
+        sequences = self._sequences.values()
+        pending = [s for s in sequences if s.phase in (Phase.WAITING, Phase.RUNNING) and s.known - s.computed > 1]
+        decoding = [s for s in sequences if s.phase is Phase.RUNNING and s.known - s.computed == 1]
+        return EngineLoad(
+            waiting=sum(s.phase is Phase.WAITING for s in sequences),
+            running=sum(s.phase is not Phase.WAITING for s in sequences),
+            queued_tokens=sum(s.known - s.computed for s in pending),
+            context_tokens=sum(s.known for s in decoding),
+            blocks_used=self._pool.num_used,
+            blocks_total=self._pool.num_blocks,
+            steps=self._steps,
+        )
+
+    def check_integrity(self) -> None:
+        """Raise BlockError unless every block reference belongs to a sequence."""
+        self._pool.check_integrity([s.blocks for s in self._sequences.values()])
+
+
+def _invalid(reason: str) -> Failure:
+    return Failure(FailureKind.INVALID_REQUEST, reason)

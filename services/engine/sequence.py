@@ -1,0 +1,77 @@
+"""The engine's mutable record of one sequence: one choice of one job."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from common.messages.control import FinishReason
+from services.engine.api import DecodeJob, Job, PrefillJob
+from services.engine.runner import SampleRequest, StepItem
+from services.scheduling.continuous import Phase, SequenceView
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """Owned by the engine core; `blocks` are references that this sequence holds in the pool."""
+
+    key: int
+    job: Job
+    choices: tuple[int, ...]
+    """The choices still sampled from this sequence: all of them until the first token, then one. Empty for P."""
+    phase: Phase = Phase.WAITING
+    computed: int = 0
+    external: int = 0
+    """Leading tokens whose KV will come from outside; 0 once it has, or once the sequence was preempted."""
+    blocks: list[int] = field(default_factory=list)
+    output: list[int] = field(default_factory=list)
+
+    @property
+    def known(self) -> int:
+        """Prompt tokens and emitted ones."""
+        return len(self.job.prompt) + len(self.output)
+
+    def view(self, is_shared: Callable[[int], bool]) -> SequenceView:
+        """What the batch decision sees."""
+        alone = not isinstance(self.job, DecodeJob) or self.job.choices == 1
+        return SequenceView(
+            key=self.key,
+            phase=self.phase,
+            known=self.known,
+            computed=self.computed,
+            blocks=len(self.blocks),
+            freeable=len(self.blocks) if alone else sum(not is_shared(block) for block in self.blocks),
+            external=self.external > 0,
+        )
+
+    def item(self, count: int) -> StepItem:
+        """The step item that computes the next `count` tokens, sampling if they are the last ones known."""
+        stop = self.computed + count
+        return StepItem(
+            tokens=self._tokens(self.computed, stop),
+            start=self.computed,
+            blocks=self.blocks,
+            sample=self._sample_request() if stop == self.known else None,
+        )
+
+    def finish_after(self, token: int) -> FinishReason | None:
+        """Whether emitting `token` (already in `output`) ends the choice."""
+        assert isinstance(self.job, DecodeJob)
+        if token in self.job.stop_tokens:
+            return FinishReason.STOP
+        return FinishReason.LENGTH if len(self.output) >= self.job.max_tokens else None
+
+    def _tokens(self, start: int, stop: int) -> list[int]:
+        prompt = self.job.prompt
+        length = len(prompt)
+        return [*prompt[start:stop], *self.output[max(0, start - length) : max(0, stop - length)]]
+
+    def _sample_request(self) -> SampleRequest | None:
+        if isinstance(self.job, PrefillJob):
+            return None
+        return SampleRequest(
+            params=self.job.sampling,
+            choices=self.choices,
+            position=self.known,
+            prompt=self.job.prompt,
+            output=self.output,
+            forbidden=self.job.stop_tokens if len(self.output) < self.job.min_tokens else (),
+        )

@@ -1,0 +1,104 @@
+"""The runner of real models: one forward of a Hugging Face causal LM over paged KV."""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+
+from common.errors import ModelError
+from common.kv.layout import KVDType, KVOrder
+from services.engine.attention import PagedStep
+from services.engine.binding import bind, context_length_of, layout_of
+from services.engine.paged_kv import PagedKV, num_blocks_for
+from services.engine.runner import Runner, Sampled, SampleRequest, StepItem
+from services.engine.step_plan import plan_step
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class LogitsSampler(Protocol):
+    """Chooses tokens from logits."""
+
+    def sample(self, logits: torch.Tensor, requests: Sequence[SampleRequest]) -> list[tuple[Sampled, ...]]:
+        """For row i of `logits` [requests, vocabulary], float32: one Sampled for each choice of requests[i]."""
+        ...
+
+
+class TorchRunner(Runner):
+    """Runs `model` (already bound, see `build_runner`) over `kv`, which it owns. Any torch device."""
+
+    def __init__(self, model: "PreTrainedModel", kv: PagedKV, sampler: LogitsSampler) -> None:
+        self.kv = kv
+        self.layout = kv.layout
+        self.num_blocks = kv.num_blocks
+        self.context_length = context_length_of(model.config)
+        self.vocab_size = int(model.config.get_text_config(decoder=True).vocab_size)
+        self._model = model
+        self._sampler = sampler
+
+    def run(
+        self, items: Sequence[StepItem], on_layer: Callable[[int], None] | None = None
+    ) -> list[tuple[Sampled, ...]]:
+        """See Runner. Raises ValueError for an item that cannot be computed; then nothing has been."""
+        if not items:
+            return []
+        with torch.inference_mode():
+            logits = self._forward(items, on_layer)
+            requests = [item.sample for item in items if item.sample is not None]
+            sampled = iter(self._sampler.sample(logits, requests) if requests else ())
+        return [() if item.sample is None else next(sampled) for item in items]
+
+    def copy_block(self, source: int, target: int) -> None:
+        """See Runner."""
+        self.kv.copy_block(source, target)
+
+    def _forward(self, items: Sequence[StepItem], on_layer: Callable[[int], None] | None) -> torch.Tensor:
+        """Logits after each item that samples, in order: [samples, vocabulary], float32."""
+        plan = plan_step(items, self.layout.block_size)
+        self._check_tokens(plan.tokens)
+        sampled_rows = [row for row, item in zip(plan.last_rows, items, strict=True) if item.sample is not None]
+        device = self.kv.device
+        output = self._model(
+            input_ids=torch.tensor([plan.tokens], device=device),
+            position_ids=torch.tensor([plan.positions], device=device),
+            use_cache=False,
+            logits_to_keep=torch.tensor(sampled_rows, dtype=torch.int64, device=device),
+            paged_step=PagedStep(self.kv, plan, on_layer),
+        )
+        logits: torch.Tensor = output.logits[0]
+        return logits.float()
+
+    def _check_tokens(self, tokens: Sequence[int]) -> None:
+        # On an accelerator an id beyond the embedding is not an exception but the end of the process's context.
+        if min(tokens) < 0 or max(tokens) >= self.vocab_size:
+            wrong = next(token for token in tokens if not 0 <= token < self.vocab_size)
+            raise ValueError(f"token id {wrong!r}; this model's are in [0, {self.vocab_size})")
+
+
+def build_runner(
+    model: "PreTrainedModel",
+    sampler: LogitsSampler,
+    *,
+    fingerprint: str,
+    block_size: int,
+    order: KVOrder,
+    kv_memory_bytes: int,
+) -> TorchRunner:
+    """A runner for a loaded model, in the model's own dtype and on its device, with a KV cache of that many bytes.
+
+    Raises ModelError when the model cannot be served exactly, ConfigError when not one block fits.
+    """
+    name = str(model.dtype).removeprefix("torch.")
+    if name not in (KVDType.FLOAT32, KVDType.BFLOAT16, KVDType.FLOAT16):
+        raise ModelError(f"a model of dtype {name!r}; this engine computes in float32, bfloat16 or float16")
+    layout = layout_of(
+        model.config,
+        fingerprint=fingerprint,
+        dtype=KVDType(name),
+        block_size=block_size,
+        order=order,
+        device=str(model.device),
+    )
+    bind(model, layout)
+    return TorchRunner(model, PagedKV(layout, num_blocks_for(layout, kv_memory_bytes)), sampler)

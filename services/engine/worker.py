@@ -1,0 +1,106 @@
+"""An engine as a member of a mesh: joins, serves until told to stop, drains, leaves."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+from common.bus.client import BusClient
+from common.bus.codecs import from_worker_codec, to_worker_codec
+from common.bus.drops import Drops
+from common.bus.member import MembershipClient, Registration
+from common.clock import Clock
+from common.ids import Generation
+from common.messages.control import FromWorker, Load, Register, ToWorker
+from common.tasks import TaskScope
+
+
+class Jobs(Protocol):
+    """The jobs of one instance, whatever its role. All methods are called on the event loop."""
+
+    is_draining: bool
+
+    def on_message(self, message: ToWorker) -> None:
+        """RunPrefill, RunDecode, Abort or Drain."""
+        ...
+
+    def begin(self, generation: Generation) -> None:
+        """A new life begins."""
+        ...
+
+    async def drop_all(self) -> None:
+        """The life is over; ends when nothing is held."""
+        ...
+
+    async def until_idle(self) -> None:
+        """Ends when no job is left."""
+        ...
+
+    def load(self) -> Load:
+        """What is held now."""
+        ...
+
+
+class Worker:
+    """Keeps `jobs` a member of the mesh whose gateway listens at `control`.
+
+    `serve` ends after `stop` is set, when every job has ended (or after `grace_s`) and the gateway has been told; it
+    raises what `broken` raises (the engine's own end), or MembershipRejected.
+    """
+
+    def __init__(
+        self,
+        jobs: Jobs,
+        describe: Callable[[Generation], Register],
+        control: str,
+        draw_generation: Callable[[], Generation],
+        clock: Clock,
+        *,
+        grace_s: float = 20.0,
+    ) -> None:
+        self._jobs = jobs
+        self._describe = describe
+        self._grace_s = grace_s
+        self._member = MembershipClient(
+            lambda: BusClient(control, to_worker_codec(), from_worker_codec(), drops=Drops(clock)),
+            Registration(
+                draw_generation=draw_generation,
+                register=self._register,
+                load=jobs.load,
+                on_message=jobs.on_message,
+                on_lost=lambda _: jobs.drop_all(),
+            ),
+            clock,
+        )
+
+    def send(self, message: FromWorker) -> None:
+        """Send to the gateway. What cannot be sent is not needed: the membership ends with the connection."""
+        self._member.send(message)
+
+    def _register(self, generation: Generation) -> Register:
+        self._jobs.begin(generation)
+        return self._describe(generation)
+
+    async def serve(self, stop: asyncio.Event, broken: Awaitable[None]) -> None:
+        """Be a member until `stop`."""
+        tasks = TaskScope("worker")
+        try:
+            member = tasks.start(self._member.run(), "member")
+            stopped = tasks.start(stop.wait(), "stop")
+            failed = asyncio.ensure_future(broken)
+            done, _ = await asyncio.wait({member, stopped, failed}, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+            if not member.done():
+                await self._drain_and_leave()
+                await member
+        finally:
+            await tasks.close()
+
+    async def _drain_and_leave(self) -> None:
+        self._jobs.is_draining = True
+        try:
+            await asyncio.wait_for(self._jobs.until_idle(), self._grace_s)
+        except TimeoutError:
+            pass
+        await self._member.leave()
+        await self._jobs.drop_all()

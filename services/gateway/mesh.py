@@ -1,0 +1,239 @@
+"""The mesh as the gateway sees it: performs what the life cycle and the membership decide, over the bus."""
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Callable
+from typing import assert_never
+
+from common.bus.server import BusServer
+from common.clock import Clock
+from common.errors import Failure, FailureKind
+from common.ids import InstanceId, RequestId, TransferId
+from common.messages.control import (
+    FromWorker,
+    Heartbeat,
+    JobFailed,
+    KVLanded,
+    Leaving,
+    PrefillReleased,
+    Register,
+    TokensEmitted,
+    ToWorker,
+)
+from common.tasks import TaskScope
+from services.gateway.metering import WorkerMeter
+from services.gateway.stream import Failed, GenerationRequest, Placed, StreamEvent
+from services.scheduling.lifecycle import Lifecycle
+from services.scheduling.lifecycle_events import (
+    Arrived,
+    ClientGone,
+    Deliver,
+    Fail,
+    Finish,
+    Holdings,
+    LifecycleEffect,
+    LifecycleEvent,
+    Place,
+    Send,
+    ShutdownRequested,
+)
+from services.scheduling.members import LoadReported, MemberJoined, MemberLost
+from services.scheduling.membership import Membership, MembershipEvent, MessageReceived, Reply
+from services.scheduling.request import RequestSpec
+from services.scheduling.tick import Tick
+
+_log = logging.getLogger(__name__)
+
+TICK_S = 0.1
+
+
+class _Stream:
+    """One request in flight; the mesh puts events in, the HTTP handler takes them out and closes it."""
+
+    def __init__(self, request: RequestId, on_close: Callable[[RequestId], None]) -> None:
+        self._request = request
+        self._on_close = on_close
+        self._events: asyncio.Queue[StreamEvent] = asyncio.Queue()
+        self._is_closed = False
+
+    def put(self, event: StreamEvent) -> None:
+        """Hand one event to the HTTP side."""
+        self._events.put_nowait(event)
+
+    async def next(self) -> StreamEvent:
+        """The next event; cancel-safe."""
+        return await self._events.get()
+
+    def close(self) -> None:
+        """Forget the request; the mesh drops what it still holds of it."""
+        if not self._is_closed:
+            self._is_closed = True
+            self._on_close(self._request)
+
+
+class MeshShell:
+    """Implements the `Mesh` protocol on a life cycle, a membership and a bus.
+
+    Everything runs on the event loop; decisions are made by the two pure machines, and their effects are performed
+    in the order given.  `run` ends only by cancellation.
+    """
+
+    def __init__(
+        self,
+        lifecycle: Lifecycle,
+        membership: Membership,
+        bus: BusServer[FromWorker, ToWorker],
+        clock: Clock,
+        meter: WorkerMeter,
+        *,
+        deadline_s: float,
+    ) -> None:
+        self._lifecycle = lifecycle
+        self._membership = membership
+        self._bus = bus
+        self._clock = clock
+        self._meter = meter
+        self._deadline_s = deadline_s
+        self._streams: dict[RequestId, _Stream] = {}
+        self._tasks = TaskScope("mesh")
+        self._ended = asyncio.Event()
+
+    async def start(self) -> None:
+        """Begin to listen to workers and to the clock."""
+        self._tasks.start(self._receive(), "receive")
+        self._tasks.start(self._tick(), "tick")
+
+    async def close(self) -> None:
+        """Stop listening. Requests still in flight fail first."""
+        for request in list(self._streams):
+            self._fail(request, Failure(FailureKind.SHUTTING_DOWN, "the gateway is stopping"))
+        await self._tasks.close()
+
+    # ------------------------------------------------------------ the Mesh protocol
+
+    def submit(self, request: GenerationRequest) -> _Stream:
+        """See Mesh.submit."""
+        stream = self._streams[request.request] = _Stream(request.request, self._client_gone)
+        now = self._clock.now()
+        spec = RequestSpec(
+            request=request.request,
+            prompt=request.prompt,
+            sampling=request.sampling,
+            max_tokens=request.max_tokens,
+            deadline_at=now + self._deadline_s,
+            choices=request.choices,
+            stop_tokens=request.stop_tokens,
+            min_tokens=request.min_tokens,
+            split=request.split,
+        )
+        transfer = TransferId(f"{request.request}:{secrets.token_hex(4)}")
+        self._decide(Arrived(now, spec, transfer, secrets.token_bytes(16)))
+        return stream
+
+    def context_length(self) -> int | None:
+        """See Mesh.context_length."""
+        return self._lifecycle.context_length()
+
+    def not_ready(self) -> str | None:
+        """See Mesh.not_ready."""
+        return self._lifecycle.not_ready()
+
+    def shut_down(self) -> None:
+        """Accept nothing new; what runs goes on."""
+        self._decide(ShutdownRequested())
+
+    async def until_idle(self) -> None:
+        """Ends when no request is in flight."""
+        while self._streams:
+            self._ended.clear()
+            await self._ended.wait()
+
+    def holdings(self) -> Holdings:
+        """What the gateway holds for requests, ended ones whose prefill slot is still taken included."""
+        return self._lifecycle.holdings()
+
+    # ------------------------------------------------------------ events in
+
+    async def _receive(self) -> None:
+        while True:
+            peer, message = await self._bus.receive()
+            self._meter.heard(message)
+            self._hear(peer, message)
+
+    def _hear(self, peer: bytes, message: FromWorker) -> None:
+        match message:
+            case Register() | Heartbeat() | Leaving():
+                self._admit(MessageReceived(self._clock.now(), peer, message))
+            case TokensEmitted() | PrefillReleased() | KVLanded() | JobFailed():
+                self._decide(message)
+            case _:
+                assert_never(message)
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            tick = Tick(self._clock.now())
+            self._admit(tick)
+            self._decide(tick)
+
+    def _client_gone(self, request: RequestId) -> None:
+        if self._pop(request) is not None:
+            self._decide(ClientGone(request))
+
+    # ------------------------------------------------------------ effects out
+
+    def _admit(self, event: MembershipEvent) -> None:
+        for effect in self._membership.handle(event):
+            match effect:
+                case Reply(peer, message):
+                    self._bus.send(peer, message)
+                case MemberJoined(member):
+                    _log.info("%s instance %s joined", member.role, member.instance)
+                    self._decide(effect)
+                case MemberLost(instance, _, reason):
+                    _log.warning("instance %s is lost: %s", instance, reason)
+                    self._meter.lost(instance)
+                    self._decide(effect)
+                case LoadReported():
+                    self._decide(effect)
+                case _:
+                    assert_never(effect)
+
+    def _decide(self, event: LifecycleEvent) -> None:
+        for effect in self._lifecycle.handle(event):
+            self._perform(effect)
+
+    def _perform(self, effect: LifecycleEffect) -> None:
+        match effect:
+            case Send(instance, message):
+                self._send(instance, message)
+            case Place(request, placement):
+                self._put(request, Placed(placement))
+            case Deliver(tokens):
+                self._put(tokens.request, tokens)
+            case Finish(request):
+                self._pop(request)
+            case Fail(request, failure):
+                self._fail(request, failure)
+            case _:
+                assert_never(effect)
+
+    def _send(self, instance: InstanceId, message: ToWorker) -> None:
+        if (peer := self._membership.peer(instance)) is None:
+            _log.debug("%s for %s, which is not here any more", type(message).__name__, instance)
+        else:
+            self._bus.send(peer, message)
+
+    def _pop(self, request: RequestId) -> _Stream | None:
+        self._ended.set()
+        return self._streams.pop(request, None)
+
+    def _put(self, request: RequestId, event: StreamEvent) -> None:
+        if (stream := self._streams.get(request)) is not None:
+            stream.put(event)
+
+    def _fail(self, request: RequestId, failure: Failure) -> None:
+        if (stream := self._pop(request)) is not None:
+            _log.info("request %s failed: %s: %s", request, failure.kind, failure.message)
+            stream.put(Failed(failure))

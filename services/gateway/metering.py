@@ -1,0 +1,66 @@
+"""What the gateway counts: its requests as the HTTP side reports them, its instances as they report themselves."""
+
+from common.errors import Failure, FailureKind
+from common.ids import InstanceId, RequestId
+from common.messages.control import FromWorker, Heartbeat, JobFailed, KVLanded
+from common.metrics import Metrics
+from services.gateway.openai_types import Usage
+
+
+class MeteringObserver:
+    """Writes what the HTTP side tells into the metrics. See Observer."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    def refused(self, endpoint: str, status: int) -> None:  # noqa: ARG002 - part of the Observer protocol
+        """See Observer."""
+        self._metrics.requests.labels("refused").inc()
+
+    def request_started(self, request: RequestId, endpoint: str, prompt_tokens: int) -> None:  # noqa: ARG002
+        """See Observer."""
+        self._metrics.prompt_tokens.inc(prompt_tokens)
+
+    def first_token(self, request: RequestId, seconds: float) -> None:  # noqa: ARG002
+        """See Observer."""
+        self._metrics.ttft_s.observe(seconds)
+
+    def token(self, request: RequestId, count: int, gap_s: float | None) -> None:  # noqa: ARG002
+        """See Observer."""
+        self._metrics.output_tokens.inc(count)
+        if gap_s is not None:
+            self._metrics.tbt_s.observe(gap_s)
+
+    def finished(self, request: RequestId, usage: Usage, seconds: float) -> None:  # noqa: ARG002
+        """See Observer."""
+        self._metrics.requests.labels("finished").inc()
+        self._metrics.e2e_s.observe(seconds)
+
+    def failed(self, request: RequestId, failure: Failure, seconds: float) -> None:  # noqa: ARG002
+        """See Observer."""
+        self._metrics.requests.labels(failure.kind.value).inc()
+        self._metrics.e2e_s.observe(seconds)
+
+
+class WorkerMeter:
+    """Writes what workers say into the metrics."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    def heard(self, message: FromWorker) -> None:
+        """A worker's message, before anything is decided on it."""
+        match message:
+            case Heartbeat(instance=instance, load=load):
+                self._metrics.load_reported(instance, load)
+            case KVLanded(payload_bytes=payload_bytes, seconds=seconds):
+                self._metrics.handoff_bytes.inc(payload_bytes)
+                self._metrics.handoff_s.observe(seconds)
+            case JobFailed(failure=Failure(kind=FailureKind.HANDOFF_FAILED)):
+                self._metrics.handoff_failures.inc()
+            case _:
+                pass
+
+    def lost(self, instance: InstanceId) -> None:
+        """The instance is no member any more."""
+        self._metrics.instance_lost(instance)

@@ -1,0 +1,137 @@
+"""The gateway, put together; `run_gateway` is the composition root of its process."""
+
+import asyncio
+import logging
+import secrets
+import time
+from datetime import datetime
+from pathlib import Path
+
+from aiohttp import web
+
+from common.bus.codecs import from_worker_codec, to_worker_codec
+from common.bus.drops import Drops
+from common.bus.server import BusServer
+from common.clock import Clock, SystemClock
+from common.config.addresses import format_host_port, parse_http
+from common.config.types import MeshConfig
+from common.ids import Generation, RequestId
+from common.metrics import CONTENT_TYPE, Metrics
+from common.signals import stop_on_signals
+from services.gateway.app import build_app, build_runner
+from services.gateway.completions import ApiSettings, Minted, ModelCard
+from services.gateway.mesh import MeshShell
+from services.gateway.metering import MeteringObserver, WorkerMeter
+from services.gateway.model_facts import context_length_of
+from services.gateway.text_lane import TextLane
+from services.scheduling.lifecycle import Lifecycle, Limits
+from services.scheduling.membership import Membership
+from services.scheduling.policies import load_policy
+from services.text.chat_template import ChatTemplate
+from services.text.tokenizer import Tokenizer
+
+_log = logging.getLogger(__name__)
+
+DRAIN_S = 20.0
+"""How long requests in flight may take to end once the gateway has been told to stop."""
+
+
+class GatewayService:
+    """HTTP on one side, the bus on the other. Use: start, then close. `drain` between them ends what runs."""
+
+    def __init__(self, config: MeshConfig, model_folder: Path, clock: Clock) -> None:
+        self._config = config
+        self._clock = clock
+        self._model_folder = model_folder
+        self.metrics = Metrics()
+
+    async def start(self) -> None:
+        """Listen for workers and for clients. Raises ModelError, BusError, or OSError for an address in use."""
+        gateway = self._config.gateway
+        malformed, undeliverable = self.metrics.malformed_frames, self.metrics.undeliverable_messages
+        drops = Drops(
+            self._clock,
+            on_malformed=malformed.labels("control").inc,
+            on_undeliverable=undeliverable.labels("control").inc,
+        )
+        self._bus = BusServer(gateway.control, from_worker_codec(), to_worker_codec(), drops=drops)
+        self.control = await self._bus.start()
+        limits = Limits(queue=gateway.queue, prefill_slots=gateway.prefill_slots)
+        self.mesh = MeshShell(
+            Lifecycle(limits, load_policy(self._config.policy, self._config.split)),
+            Membership(Generation(secrets.randbits(63)), heartbeat_s=gateway.heartbeat_s, lease_s=gateway.lease_s),
+            self._bus,
+            self._clock,
+            WorkerMeter(self.metrics),
+            deadline_s=gateway.deadline_s,
+        )
+        await self.mesh.start()
+        await self._serve_http()
+
+    async def _serve_http(self) -> None:
+        gateway = self._config.gateway
+        tokenizer = Tokenizer.load(self._model_folder)
+        template = ChatTemplate.load(self._model_folder, tokenizer.special_tokens, datetime.now)
+        self._text = await TextLane(tokenizer, template).__aenter__()
+        app = build_app(
+            self.mesh,
+            self._text,
+            ModelCard(self._config.model, _unix_time(), context_length_of(self._model_folder)),
+            ApiSettings(
+                max_body=gateway.max_body,
+                deadline_s=gateway.deadline_s,
+                allow_placement_override=gateway.allow_placement_override,
+            ),
+            self._clock,
+            _mint,
+            MeteringObserver(self.metrics),
+        )
+        app.router.add_get("/metrics", self._show_metrics)
+        self._http = build_runner(app)
+        await self._http.setup()
+        host, port = parse_http(gateway.http)
+        await web.TCPSite(self._http, host, port).start()
+        host, port = self._http.addresses[0][:2]
+        self.url = f"http://{format_host_port(host, port)}"
+        _log.info("serving %s at %s, workers join at %s", self._config.model, self.url, self.control)
+
+    async def _show_metrics(self, _: web.Request) -> web.Response:
+        holdings = self.mesh.holdings()
+        self.metrics.queued.set(holdings.queued)
+        self.metrics.running.set(holdings.requests)
+        return web.Response(body=self.metrics.render(), headers={"Content-Type": CONTENT_TYPE})
+
+    async def drain(self) -> None:
+        """Accept nothing new; ends when every request has ended, or after DRAIN_S."""
+        self.mesh.shut_down()
+        try:
+            await asyncio.wait_for(self.mesh.until_idle(), DRAIN_S)
+        except TimeoutError:
+            _log.warning("requests are still in flight after %s s; they fail now", DRAIN_S)
+
+    async def close(self) -> None:
+        """End everything; requests still in flight fail."""
+        await self.mesh.close()
+        await self._http.cleanup()
+        await self._text.__aexit__(None, None, None)
+        await self._bus.close()
+
+
+def _unix_time() -> int:
+    return int(time.time())  # noqa: TID251 - the API shows wall time, and this is a composition root
+
+
+def _mint() -> Minted:
+    return Minted(RequestId(f"r-{secrets.token_hex(10)}"), secrets.randbits(63), _unix_time())
+
+
+async def run_gateway(config: MeshConfig, model_folder: Path) -> None:
+    """Serve until SIGTERM or SIGINT, then drain and return."""
+    stop = stop_on_signals()
+    service = GatewayService(config, model_folder, SystemClock())
+    await service.start()
+    try:
+        await stop.wait()
+        await service.drain()
+    finally:
+        await service.close()

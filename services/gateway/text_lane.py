@@ -1,0 +1,57 @@
+"""All text work of the gateway, on threads of its own: the event loop never runs a tokeniser.
+
+Two threads: one turns messages into prompts, one turns tokens into text, so that a long prompt delays no answer.
+"""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+
+from common.messages.control import EmittedTokens
+from services.gateway.text_thread import TextThread
+from services.text.chat_template import ChatTemplate, TemplateRefused
+from services.text.choice import ChoiceRules, ChoiceText, TextDelta
+from services.text.tokenizer import Tokenizer
+
+
+class TextLane:
+    """The tokeniser and chat template of the served model, for the event loop that entered it.
+
+    Use as `async with TextLane(...)`. Cancelling a call drops its result; the work itself may still be done.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate | None) -> None:
+        self._tokenizer = tokenizer
+        self._template = template
+        self._prompts = TextThread("pdmesh-prompts")
+        self._answers = TextThread("pdmesh-answers")
+        self.eos_ids = tokenizer.eos_ids
+        self.vocab_size = tokenizer.vocab_size
+
+    async def __aenter__(self) -> "TextLane":
+        self._prompts.start(asyncio.get_running_loop())
+        self._answers.start(asyncio.get_running_loop())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await asyncio.gather(self._prompts.close(), self._answers.close())
+
+    async def encode_text(self, text: str) -> tuple[int, ...]:
+        """The ids of a plain prompt, with what the model wants around it."""
+        return await self._prompts.run(lambda: self._tokenizer.encode(text, add_special_tokens=True))
+
+    async def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> tuple[int, ...]:
+        """The ids of a conversation up to where the answer begins; raises TemplateRefused."""
+        return await self._prompts.run(lambda: self._encode_chat(messages))
+
+    async def open_choices(self, rules: ChoiceRules, count: int) -> tuple[ChoiceText, ...]:
+        """The empty texts of a request's choices, to be given to `push` one call at a time each."""
+        return await self._answers.run(lambda: tuple(ChoiceText(self._tokenizer, rules) for _ in range(count)))
+
+    async def push(self, choice: ChoiceText, event: EmittedTokens) -> TextDelta:
+        """Add the event's tokens to the choice it belongs to."""
+        return await self._answers.run(lambda: choice.push(event.tokens, event.finish, event.logprobs))
+
+    def _encode_chat(self, messages: Sequence[Mapping[str, str]]) -> tuple[int, ...]:
+        if self._template is None:
+            raise TemplateRefused("this model has no chat template; send a plain prompt to /v1/completions")
+        return self._tokenizer.encode(self._template.render(messages), add_special_tokens=False)

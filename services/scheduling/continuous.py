@@ -1,0 +1,175 @@
+"""Continuous batching: what one step of an engine computes, whom it admits and whom it sends back.
+
+`decide` is a pure function of views of the sequences.  Its rules, in order:
+
+1. Every running sequence with one token left to compute gets it (these are the decodes).  One that needs a block when
+   none is free takes it from the newest running sequence, which is preempted (its KV is dropped and computed again).
+2. Waiting sequences are admitted first come, first served, while slots and blocks for all their known tokens are
+   there; a reserve of one block per running sequence stays free, so that admission does not cause preemption at once.
+3. What is left of the budget goes to prompts in chunks.  The oldest prompt gets at least half; the others share the
+   rest evenly, so that a long prompt never holds up a short one for more than a step.
+"""
+
+from collections.abc import Sequence
+from enum import Enum, auto
+
+import msgspec
+
+
+class Phase(Enum):
+    """Where a sequence stands in the engine."""
+
+    WAITING = auto()
+    """Holds no blocks."""
+    RECEIVING = auto()
+    """Holds blocks into which KV is being written from outside; must not be touched."""
+    RUNNING = auto()
+    """Holds blocks; has tokens to compute."""
+    HOLDING = auto()
+    """Computed; its KV is kept for somebody else to take."""
+
+
+class SequenceView(msgspec.Struct, frozen=True):
+    """What the decision sees of one sequence."""
+
+    key: int
+    phase: Phase
+    known: int
+    """Tokens known: prompt and emitted ones."""
+    computed: int
+    """Tokens whose KV is in the blocks."""
+    blocks: int
+    """Blocks held."""
+    freeable: int
+    """Blocks that preempting it would free (those shared with a sibling choice stay)."""
+    external: bool = False
+    """Waiting: once admitted, its first tokens' KV comes from outside."""
+
+    @property
+    def pending(self) -> int:
+        """Tokens to compute before the next one can be sampled."""
+        return self.known - self.computed
+
+
+class BatchLimits(msgspec.Struct, frozen=True):
+    """Bounds of one step; None is no bound."""
+
+    block_size: int
+    max_sequences: int
+    """Sequences that hold blocks at once."""
+    budget: int | None = None
+    """Tokens per step over all sequences."""
+    chunk: int | None = None
+    """Tokens per step of one prompt."""
+    prompts_per_step: int | None = None
+    """Prompts (more than one pending token) in one step."""
+
+    def blocks_for(self, tokens: int) -> int:
+        """Blocks that hold `tokens` tokens."""
+        return -(-tokens // self.block_size)
+
+
+class Work(msgspec.Struct, frozen=True):
+    """Compute the next `count` tokens of a sequence."""
+
+    key: int
+    count: int
+
+
+class StepPlan(msgspec.Struct, frozen=True):
+    """Perform in this order: preempt (free), admit (allocate for all known tokens), grow, compute."""
+
+    preempt: tuple[int, ...] = ()
+    admit: tuple[int, ...] = ()
+    grow: tuple[int, ...] = ()
+    """Sequences that need one more block for their next token."""
+    work: tuple[Work, ...] = ()
+
+
+def decide(sequences: Sequence[SequenceView], free_blocks: int, limits: BatchLimits) -> StepPlan:
+    """The next step. `sequences` are in order of arrival; the oldest are served first and preempted last."""
+    running = [s for s in sequences if s.phase is Phase.RUNNING]
+    preempted, grown, free_blocks = _grow(running, free_blocks, limits)
+    running = [s for s in running if s.key not in preempted]
+    admitted: list[SequenceView] = []
+    if not preempted:
+        holders = sum(s.phase is not Phase.WAITING for s in sequences)
+        waiting = [s for s in sequences if s.phase is Phase.WAITING]
+        admitted = _admit(waiting, holders, len(running), free_blocks, limits)
+    decodes = [s for s in running if s.pending == 1]
+    if limits.budget is not None:
+        decodes = decodes[: limits.budget]
+    left = None if limits.budget is None else limits.budget - len(decodes)
+    prompts = [s for s in running if s.pending > 1] + [s for s in admitted if not s.external]
+    counts = _share(prompts, left, limits)
+    work = [Work(s.key, 1) for s in decodes]
+    work += [Work(s.key, count) for s, count in zip(prompts, counts, strict=True) if count > 0]
+    working = {item.key for item in work}
+    return StepPlan(
+        preempt=tuple(preempted),
+        admit=tuple(s.key for s in admitted),
+        grow=tuple(key for key in grown if key in working),
+        work=tuple(work),
+    )
+
+
+def _grow(running: Sequence[SequenceView], free_blocks: int, limits: BatchLimits) -> tuple[list[int], list[int], int]:
+    """Blocks for the next token of each decode: (preempted, grown, blocks still free)."""
+    preempted: list[int] = []
+    grown: list[int] = []
+    candidates = list(running)
+    for sequence in running:
+        if sequence.key in preempted or sequence.pending != 1:
+            continue
+        if limits.blocks_for(sequence.computed + 1) <= sequence.blocks:
+            continue
+        while free_blocks == 0 and sequence.key not in preempted:
+            victim = candidates.pop()
+            preempted.append(victim.key)
+            if victim.key in grown:
+                grown.remove(victim.key)
+                free_blocks += 1
+            free_blocks += victim.freeable
+        if sequence.key not in preempted:
+            grown.append(sequence.key)
+            free_blocks -= 1
+    return preempted, grown, free_blocks
+
+
+def _admit(
+    waiting: Sequence[SequenceView], holders: int, running: int, free_blocks: int, limits: BatchLimits
+) -> list[SequenceView]:
+    """First come, first served: a sequence that does not fit holds back all behind it, so none starves."""
+    admitted: list[SequenceView] = []
+    for sequence in waiting:
+        needed = limits.blocks_for(sequence.known)
+        if holders >= limits.max_sequences:
+            break
+        # With nothing running there is nobody to keep a reserve for, and waiting for one could last for ever.
+        reserve = running if holders > 0 else 0
+        if free_blocks - needed < reserve:
+            break
+        admitted.append(sequence)
+        free_blocks -= needed
+        holders += 1
+        running += 1
+    return admitted
+
+
+def _share(prompts: Sequence[SequenceView], budget: int | None, limits: BatchLimits) -> list[int]:
+    """Tokens for each prompt in this step, by the half-and-half rule of the module's description."""
+    most = limits.prompts_per_step
+    served = len(prompts) if most is None else min(most, len(prompts))
+    wants = [s.pending if limits.chunk is None else min(s.pending, limits.chunk) for s in prompts[:served]]
+    unserved = [0] * (len(prompts) - served)
+    if budget is None or sum(wants) <= budget:
+        return wants + unserved
+    counts = [0] * served
+    if served > 1:
+        quota = budget // 2 // (served - 1)
+        for index in range(1, served):
+            counts[index] = min(wants[index], quota)
+    for index in range(served):
+        extra = min(wants[index] - counts[index], budget - sum(counts))
+        counts[index] += extra
+    return counts + unserved

@@ -1,0 +1,325 @@
+"""The life of a request at the gateway: queued, placed, running, ended. Every way to end is here."""
+
+from dataclasses import dataclass
+from typing import assert_never
+
+import msgspec
+
+from common.errors import Failure, FailureKind
+from common.ids import Generation, InstanceId, RequestId
+from common.messages.control import (
+    Abort,
+    JobFailed,
+    KVLanded,
+    PrefillReleased,
+    Role,
+    TokensEmitted,
+)
+from services.scheduling.fleet import Fleet
+from services.scheduling.jobs import jobs_of
+from services.scheduling.lifecycle_events import (
+    Arrived,
+    ClientGone,
+    Deliver,
+    Fail,
+    Finish,
+    Holdings,
+    IllegalEvent,
+    LifecycleEffect,
+    LifecycleEvent,
+    Place,
+    Send,
+    ShutdownRequested,
+)
+from services.scheduling.members import LoadReported, MemberJoined, MemberLost
+from services.scheduling.numbering import NumberingError, TokenNumbers
+from services.scheduling.placement import Placement
+from services.scheduling.request import RequestSpec
+from services.scheduling.routing import PlacementPolicy, Wait, token_limit
+from services.scheduling.tick import Tick
+from services.scheduling.waiting import WaitingLines
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """How much the gateway takes on."""
+
+    queue: int = 256
+    """Requests that may wait for a place."""
+    prefill_slots: int = 2
+    """Requests at one prefill instance at a time."""
+    decode_batches: int = 2
+    """Requests outstanding at a decode instance, in units of its max_batch: one batch runs, the rest gets its KV."""
+
+
+Life = tuple[InstanceId, Generation]
+
+
+@dataclass(slots=True)
+class _Running:
+    spec: RequestSpec
+    prefill: Life | None
+    decode: Life
+    numbers: TokenNumbers
+    landed: bool
+    """D holds the KV of [0, split): P may go."""
+
+    def lives(self) -> tuple[Life, ...]:
+        return (self.decode,) if self.prefill is None else (self.prefill, self.decode)
+
+
+class Lifecycle:
+    """All requests of one gateway. `handle` takes the events in order; its effects are performed in order.
+
+    An accepted request ends in exactly one of Finish, Fail, or, after ClientGone, silence. Whatever ends it, every
+    member that may hold something of it is sent an Abort, but for D after its last token and for the side that said
+    itself that it holds nothing. A slot of P is taken from RunPrefill to PrefillReleased or the loss of P, however
+    the request ends. Events of requests and of lives that are over are ignored.
+
+    Time is the latest `now` of an Arrived or a Tick; the deadlines sent to workers are late by up to one tick.
+    """
+
+    def __init__(self, limits: Limits, policy: PlacementPolicy) -> None:
+        self._limits = limits
+        self._policy = policy
+        self._fleet = Fleet(limits.prefill_slots, limits.decode_batches)
+        self._waiting = WaitingLines()
+        self._running: dict[RequestId, _Running] = {}
+        self._now = 0.0
+        self._shutting_down = False
+
+    def handle(self, event: LifecycleEvent) -> list[LifecycleEffect]:
+        """What follows from one event. Raises IllegalEvent, with nothing changed, where it cannot have happened."""
+        match event:
+            case TokensEmitted():
+                return self._deliver(event)
+            case PrefillReleased(instance=instance, generation=generation, request=request):
+                return self._dispatch() if self._fleet.release(instance, generation, request) else []
+            case KVLanded():
+                return self._note_landed(event)
+            case JobFailed():
+                return self._fail_job(event)
+            case Arrived():
+                return self._arrive(event)
+            case ClientGone(request=request):
+                return self._forget(request)
+            case MemberJoined(member=member):
+                self._fleet.join(member)
+                return self._dispatch()
+            case MemberLost():
+                return self._lose(event)
+            case LoadReported():
+                self._fleet.report(event)
+                return self._refuse_waiting() if event.load.draining else []
+            case Tick(now=now):
+                return self._expire(now)
+            case ShutdownRequested():
+                self._shutting_down = True
+                return []
+            case _ as unreachable:
+                assert_never(unreachable)
+
+    def holdings(self) -> Holdings:
+        """What is held now."""
+        slots = self._fleet.slots_taken()
+        return Holdings(requests=len(self._running), queued=len(self._waiting), slots=slots)
+
+    def is_idle(self) -> bool:
+        """Whether nothing is held."""
+        return self.holdings() == Holdings(requests=0, queued=0, slots=0)
+
+    def not_ready(self) -> str | None:
+        """Why no ordinary request can be served now; None when one can."""
+        return "the gateway is shutting down" if self._shutting_down else self._policy.not_ready(self._fleet.view())
+
+    def context_length(self) -> int | None:
+        """Most tokens (prompt + output) of a request that some decode instance holds; None before one has joined."""
+        limits = [token_limit(view.member) for view in self._fleet.view().decodes]
+        return max(limits, default=None)
+
+    # ------------------------------------------------------------ arrival and placing
+
+    def _arrive(self, event: Arrived) -> list[LifecycleEffect]:
+        request = event.spec.request
+        if (state := self._state_of(request)) is not None:
+            raise IllegalEvent(f"Arrived of request {request!r}, which is {state}; every request needs a new id")
+        self._now = event.now
+        if self._shutting_down:
+            return [Fail(request, Failure(FailureKind.SHUTTING_DOWN, "the gateway is shutting down; send it again"))]
+        if (refusal := self._policy.refusal(event.spec, self._fleet.view())) is not None:
+            return [Fail(request, refusal)]
+        line = self._waiting.join(event, needs_prefill=self._policy.needs_prefill(event.spec))
+        effects = self._dispatch()
+        if request in self._waiting and len(self._waiting) > self._limits.queue:
+            self._waiting.leave(request)
+            message = (
+                f"{self._limits.queue} requests wait already, the most that may; this one would wait for "
+                f"{line.waits_for}; send it again later"
+            )
+            effects.append(Fail(request, Failure(FailureKind.OVERLOADED, message)))
+        return effects
+
+    def _state_of(self, request: RequestId) -> str | None:
+        if request in self._waiting:
+            return "queued"
+        if request in self._running:
+            return "running"
+        return "ended but for its slot of a prefill instance" if self._fleet.is_held(request) else None
+
+    def _dispatch(self) -> list[LifecycleEffect]:
+        """Place heads of the lines, the older first, until neither has a place."""
+        effects: list[LifecycleEffect] = []
+        while (placed := self._place_one()) is not None:
+            effects += placed
+        return effects
+
+    def _place_one(self) -> list[LifecycleEffect] | None:
+        for line in self._waiting.occupied():
+            head = line.head()
+            if head.spec.deadline_at <= self._now:
+                return self._end_waiting(head, _late_in_queue(line.waits_for))
+            match self._policy.place(head.spec, self._fleet.view()):
+                case Placement() as placement:
+                    self._waiting.leave(head.spec.request)
+                    return self._start(head, placement)
+                case Wait(reason=reason):
+                    line.waits_for = reason
+                case _ as unreachable:
+                    assert_never(unreachable)
+        return None
+
+    def _start(self, arrived: Arrived, placement: Placement) -> list[LifecycleEffect]:
+        spec = arrived.spec
+        decode = self._fleet.member(placement.decode)
+        prefill = None if placement.prefill is None else self._fleet.member(placement.prefill)
+        self._running[spec.request] = _Running(
+            spec=spec,
+            prefill=None if prefill is None else (prefill.instance, prefill.generation),
+            decode=(decode.instance, decode.generation),
+            numbers=TokenNumbers(spec.choices),
+            landed=prefill is None,
+        )
+        if prefill is not None:
+            self._fleet.give(prefill.instance, spec.request, placement.split)
+        self._fleet.give(decode.instance, spec.request, len(spec.prompt) + spec.choices * spec.max_tokens)
+        deadline_s = spec.deadline_at - self._now
+        jobs = jobs_of(arrived, placement.split, prefill, decode, deadline_s)
+        return [Place(spec.request, placement), *jobs]
+
+    # ------------------------------------------------------------ what workers say
+
+    def _deliver(self, event: TokensEmitted) -> list[LifecycleEffect]:
+        effects: list[LifecycleEffect] = []
+        life = (event.instance, event.generation)
+        some_ended = False
+        for item in event.items:
+            run = self._running.get(item.request)
+            if run is None or run.decode != life:
+                continue
+            try:
+                tokens = run.numbers.accept(item)
+            except NumberingError as error:
+                failure = Failure(FailureKind.ENGINE_FAILED, f"{_name(life)}: {error}", event.instance)
+                effects += self._fail(run, failure)
+                some_ended = True
+                continue
+            if tokens is None:
+                continue
+            run.landed = True
+            effects.append(Deliver(tokens))
+            if run.numbers.is_complete():
+                effects.append(Finish(item.request))
+                self._retire(run)
+                some_ended = True
+        return effects + self._dispatch() if some_ended else effects
+
+    def _note_landed(self, event: KVLanded) -> list[LifecycleEffect]:
+        run = self._running.get(event.request)
+        if run is not None and run.decode == (event.instance, event.generation):
+            run.landed = True
+        return []
+
+    def _fail_job(self, event: JobFailed) -> list[LifecycleEffect]:
+        run = self._running.get(event.request)
+        life = (event.instance, event.generation)
+        if run is None or life not in run.lives() or (life == run.prefill and run.landed):
+            return []
+        failure = event.failure
+        if failure.instance is None:
+            failure = msgspec.structs.replace(failure, instance=event.instance)
+        return self._fail(run, failure, holds_nothing=life) + self._dispatch()
+
+    def _lose(self, event: MemberLost) -> list[LifecycleEffect]:
+        life = (event.instance, event.generation)
+        effects: list[LifecycleEffect] = []
+        for request in self._fleet.lose(*life):
+            # An ended request may still have its slot; one whose KV has landed needs P no more.
+            run = self._running.get(request)
+            if run is None or (run.prefill == life and run.landed):
+                continue
+            effects += self._fail(run, _loss(event, run))
+        return effects + self._refuse_waiting() + self._dispatch()
+
+    def _refuse_waiting(self) -> list[LifecycleEffect]:
+        """End the waiting requests that the members still here can never serve."""
+        effects: list[LifecycleEffect] = []
+        mesh = self._fleet.view()
+        for _, arrived in self._waiting:
+            if (refusal := self._policy.refusal(arrived.spec, mesh)) is not None:
+                effects += self._end_waiting(arrived, refusal)
+        return effects
+
+    # ------------------------------------------------------------ ends
+
+    def _forget(self, request: RequestId) -> list[LifecycleEffect]:
+        waited = self._waiting.leave(request)
+        run = self._running.get(request)
+        if not waited and run is None:
+            return []
+        aborts = [] if run is None else self._abort(run)
+        return aborts + self._dispatch()
+
+    def _expire(self, now: float) -> list[LifecycleEffect]:
+        self._now = now
+        effects: list[LifecycleEffect] = []
+        for line, arrived in self._waiting:
+            if arrived.spec.deadline_at <= now:
+                effects += self._end_waiting(arrived, _late_in_queue(line.waits_for))
+        for run in [run for run in self._running.values() if run.spec.deadline_at <= now]:
+            message = f"the deadline passed while the request ran at {' and '.join(map(_name, run.lives()))}"
+            effects += self._fail(run, Failure(FailureKind.DEADLINE_EXCEEDED, message))
+        return effects + self._dispatch() if effects else effects
+
+    def _end_waiting(self, arrived: Arrived, failure: Failure) -> list[LifecycleEffect]:
+        self._waiting.leave(arrived.spec.request)
+        return [Fail(arrived.spec.request, failure)]
+
+    def _fail(self, run: _Running, failure: Failure, *, holds_nothing: Life | None = None) -> list[LifecycleEffect]:
+        return [Fail(run.spec.request, failure), *self._abort(run, holds_nothing=holds_nothing)]
+
+    def _abort(self, run: _Running, *, holds_nothing: Life | None = None) -> list[LifecycleEffect]:
+        request = run.spec.request
+        holders = [life for life in run.lives() if life != holds_nothing and self._fleet.holds(*life, request)]
+        self._retire(run)
+        return [Send(instance, Abort(request)) for instance, _ in holders]
+
+    def _retire(self, run: _Running) -> None:
+        """Forget a request, but not its slot: that is free when P says so."""
+        del self._running[run.spec.request]
+        self._fleet.release(*run.decode, run.spec.request)
+
+
+def _name(life: Life) -> str:
+    return f"instance {life[0]!r}"
+
+
+def _late_in_queue(waits_for: str) -> Failure:
+    return Failure(FailureKind.DEADLINE_EXCEEDED, f"the deadline passed while the request waited for {waits_for}")
+
+
+def _loss(event: MemberLost, run: _Running) -> Failure:
+    if run.prefill == (event.instance, event.generation):
+        kind, role, when = FailureKind.PREFILL_LOST, Role.PREFILL, "before the KV of the request had landed"
+    else:
+        kind, role, when = FailureKind.DECODE_LOST, Role.DECODE, "before the request had finished"
+    message = f"{role} instance {event.instance!r} was lost ({event.reason}) {when}; send the request again"
+    return Failure(kind, message, event.instance)

@@ -1,0 +1,22 @@
+"""The placement policies by the name that mesh.yaml gives them; each module is imported when first asked for."""
+
+from collections.abc import Mapping
+from importlib import import_module
+from types import MappingProxyType
+
+from common.errors import ConfigError
+from services.scheduling.routing import PlacementPolicy
+
+POLICIES: Mapping[str, str] = MappingProxyType({"fixed": "services.scheduling.fixed:FixedPolicy"})
+"""Name → "module:class". The class is constructed with the mesh's split."""
+
+
+def load_policy(name: str, split: str | int | float, *, policies: Mapping[str, str] = POLICIES) -> PlacementPolicy:
+    """The policy `name` of `policies`; raises ConfigError for a name that is not there."""
+    if name not in policies:
+        raise ConfigError(f"policy {name!r} is not known; choose one of {', '.join(sorted(policies))}")
+    module, _, attribute = policies[name].partition(":")
+    policy = getattr(import_module(module), attribute)(split)
+    if not isinstance(policy, PlacementPolicy):
+        raise ConfigError(f"policy {name!r} names {policies[name]!r}, which is not a PlacementPolicy")
+    return policy

@@ -1,0 +1,75 @@
+"""What a placement policy is asked and what it may answer."""
+
+from abc import ABC, abstractmethod
+
+import msgspec
+
+from common.errors import Failure
+from common.messages.control import Load
+from services.scheduling.members import Member
+from services.scheduling.placement import Placement
+from services.scheduling.request import RequestSpec
+
+
+class InstanceView(msgspec.Struct, frozen=True):
+    """One member and what the gateway has given it to do."""
+
+    member: Member
+    outstanding_requests: int
+    outstanding_tokens: int
+    """Most tokens that these requests can come to: of the prompt at P; of prompt and output at D."""
+    has_room: bool
+    """Whether one more request may be sent there; a policy never places a request where this is False."""
+    load: Load | None
+    """What the member said of itself last; None before its first heartbeat."""
+
+
+class MeshView(msgspec.Struct, frozen=True):
+    """The members that take requests, by role."""
+
+    prefills: tuple[InstanceView, ...] = ()
+    decodes: tuple[InstanceView, ...] = ()
+
+
+class Wait(msgspec.Struct, frozen=True):
+    """No place now, but there will be one. `reason` says what is waited for, as in "waiting for {reason}"."""
+
+    reason: str
+
+
+class PlacementPolicy(ABC):
+    """Chooses (P, D, s) for a request. Pure: the same request and mesh give the same answer.
+
+    Requests that need a prefill instance and requests that need none wait in two lines, each first in, first out:
+    the life cycle calls `place` for the head of a line, and neither line holds up the other.
+    A new policy is a subclass and a line in `policies`.
+    """
+
+    @abstractmethod
+    def refusal(self, request: RequestSpec, mesh: MeshView) -> Failure | None:
+        """Why this mesh cannot serve the request however long it waits; None: it can.
+
+        Asked at arrival, and again for every waiting request when a member is lost or drains.
+        """
+
+    @abstractmethod
+    def needs_prefill(self, request: RequestSpec) -> bool:
+        """The line in which a request waits that is not refused. Never changes for one request."""
+
+    @abstractmethod
+    def place(self, request: RequestSpec, mesh: MeshView) -> Placement | Wait:
+        """A place for a request that is not refused."""
+
+    @abstractmethod
+    def not_ready(self, mesh: MeshView) -> str | None:
+        """What is missing before an ordinary request can be served, in words for an operator; None: nothing."""
+
+
+def token_limit(member: Member) -> int:
+    """Most tokens of one request that a member holds."""
+    return min(member.context_length, member.kv_capacity_tokens)
+
+
+def least_loaded(instances: list[InstanceView]) -> InstanceView:
+    """The one with the fewest outstanding tokens, then requests, then the first by id. `instances` is not empty."""
+    return min(instances, key=lambda view: (view.outstanding_tokens, view.outstanding_requests, view.member.instance))

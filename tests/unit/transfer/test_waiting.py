@@ -1,0 +1,136 @@
+import asyncio
+import threading
+
+import pytest
+
+from common.tasks import TaskScope
+from transfer.errors import PeerLost
+from transfer.limits import TransferLimits
+from transfer.staging import StagingPool
+from transfer.testing import eventually
+from transfer.waiting import Wakeup, Workers, race
+
+
+async def forever(log: list[str]) -> str:
+    try:
+        await asyncio.Event().wait()
+    finally:
+        await asyncio.sleep(0)
+        log.append("ended")
+    return "never"
+
+
+async def test_race_ends_the_losers_before_it_returns() -> None:
+    scope, log = TaskScope("test"), list[str]()
+
+    async def wins() -> str:
+        await asyncio.sleep(0)
+        return "won"
+
+    assert await race(scope, "race", lambda: forever(log), wins) == "won"
+    assert log == ["ended"]
+    assert len(scope) == 0
+
+
+async def test_race_raises_what_the_winner_raised() -> None:
+    scope, log = TaskScope("test"), list[str]()
+
+    async def fails() -> str:
+        raise PeerLost("gone")
+
+    with pytest.raises(PeerLost, match="gone"):
+        await race(scope, "race", lambda: forever(log), fails)
+
+
+async def test_a_race_cancelled_twice_still_leaves_nothing() -> None:
+    scope, log = TaskScope("test"), list[str]()
+    work = asyncio.get_running_loop().create_task(race(scope, "race", lambda: forever(log), lambda: forever(log)))
+    await asyncio.sleep(0.01)
+    work.cancel()
+    await asyncio.sleep(0)
+    work.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await work
+    assert log == ["ended", "ended"]
+
+
+async def test_a_race_cancelled_before_it_began() -> None:
+    scope, log = TaskScope("test"), list[str]()
+    work = asyncio.get_running_loop().create_task(race(scope, "race", lambda: forever(log)))
+    asyncio.get_running_loop().call_soon(work.cancel)
+    with pytest.raises(asyncio.CancelledError):
+        await work
+    assert len(scope) == 0
+
+
+async def test_a_cancelled_worker_call_waits_for_its_thread() -> None:
+    workers, began, go, log = Workers(1, "test"), threading.Event(), threading.Event(), list[str]()
+
+    def first() -> None:
+        began.set()
+        go.wait()
+        log.append("first")
+
+    calls = [
+        asyncio.get_running_loop().create_task(workers.run(work)) for work in (first, lambda: log.append("second"))
+    ]
+    await eventually(began.is_set)
+    for _ in range(3):
+        for call in calls:
+            call.cancel()
+        await asyncio.sleep(0.005)
+    assert [call.done() for call in calls] == [False, True], "what had begun runs on, what had not is dropped"
+    go.set()
+    await asyncio.wait(calls)
+    assert [call.cancelled() for call in calls] == [True, True]
+    assert log == ["first"]
+    workers.close()
+
+
+async def test_a_worker_call_raises_what_the_work_raised() -> None:
+    workers = Workers(1, "test")
+    with pytest.raises(ZeroDivisionError):
+        await workers.run(lambda: 1 // 0)
+    workers.close()
+
+
+async def test_wait_beyond_does_not_miss_what_came_before() -> None:
+    wakeup = Wakeup()
+    seen = wakeup.count
+    wakeup.wake()
+    async with asyncio.timeout(1):
+        await wakeup.wait_beyond(seen)
+
+
+async def test_the_pool_is_bounded_fair_and_reused() -> None:
+    pool, order = StagingPool(10, 45), list[str]()
+    loop = asyncio.get_running_loop()
+
+    async def borrow(name: str, count: int) -> None:
+        async with pool.lend(count):
+            order.append(name)
+            assert pool.bytes_in_use <= 40
+
+    async with pool.lend(3) as buffers:
+        assert [len(buffer) for buffer in buffers] == [10, 10, 10]
+        assert pool.bytes_in_use == 30
+        first = [id(buffer) for buffer in buffers]
+        wide = loop.create_task(borrow("wide", 2))
+        narrow = loop.create_task(borrow("narrow", 1))
+        cancelled = loop.create_task(borrow("cancelled", 4))
+        await asyncio.sleep(0.01)
+        assert order == [], "a small request does not overtake one that waits"
+        cancelled.cancel()
+    await asyncio.gather(wide, narrow)
+    assert order == ["wide", "narrow"]
+    assert pool.bytes_in_use == 0
+    async with pool.lend(4) as buffers:
+        assert set(first) <= {id(buffer) for buffer in buffers}
+    with pytest.raises(ValueError, match="the pool has 4"):
+        async with pool.lend(5):
+            pass
+
+
+def test_limits_must_have_room_for_one_hand_off() -> None:
+    with pytest.raises(ValueError, match="max_staging_bytes"):
+        TransferLimits(segment_bytes=1 << 20, landing_zones=8, max_staging_bytes=1 << 20)

@@ -1,0 +1,1 @@
+"""One module for each way to move bytes. They never import each other; `registry` names them."""

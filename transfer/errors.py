@@ -1,0 +1,66 @@
+"""What can go wrong in a hand-off. Every message is for a person: subject, value, what was allowed, what to do."""
+
+from enum import StrEnum
+
+from common.errors import PdmeshError
+
+
+class RefusalReason(StrEnum):
+    """Why P does not serve a taker."""
+
+    WIRE_VERSION = "wire_version"
+    GENERATION = "generation"
+    UNKNOWN_TICKET = "unknown_ticket"
+    SECRET = "secret"
+    ALREADY_TAKEN = "already_taken"
+    ENDED = "ended"
+    NUM_TOKENS = "num_tokens"
+    LAYOUT = "layout"
+    LIMITS = "limits"
+
+
+class TransferError(PdmeshError):
+    """Base of every way in which a hand-off fails."""
+
+
+class Refused(TransferError):
+    """P, or D itself before it asks, will not do this hand-off; asking again with the same ticket will not help.
+
+    `field` names what did not fit (a field of the layout, of the ticket, of the offer) where one did.
+    """
+
+    def __init__(self, reason: RefusalReason, message: str, field: str | None = None) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.field = field
+
+
+class LayoutMismatch(TransferError):
+    """No plan leads from one layout to the other; names the field and both values."""
+
+    def __init__(self, field: str, source: object, target: object) -> None:
+        super().__init__(
+            f"the layouts of source and sink differ in {field!r}: {source!r} at the source, {target!r} at the sink;"
+            " both must be equal: configure both instances alike"
+        )
+        self.field = field
+
+
+class PeerLost(TransferError):
+    """The peer cannot be reached, or its connection ended before the hand-off did."""
+
+
+class TimedOut(TransferError):
+    """The peer showed no sign of life, or the deadline passed."""
+
+
+class Corrupt(TransferError):
+    """Damaged bytes, or a peer that breaks the protocol. Nothing that came with it may be used."""
+
+
+class Aborted(TransferError):
+    """The peer gave the hand-off up and said why."""
+
+
+class Stopped(TransferError):
+    """This side ended the hand-off: it is closing, or has joined under a new generation."""

@@ -1,0 +1,1 @@
+"""Pack and unpack: between paged cache and staging memory."""

@@ -1,0 +1,69 @@
+"""The bounds of the transfer layer, and what it holds at one moment."""
+
+from typing import Annotated
+
+import msgspec
+
+from common.config.types import TransferConfig
+
+_Positive = Annotated[int, msgspec.Meta(ge=1)]
+
+
+class TransferLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Memory is bounded by max_staging_bytes, whatever the number and the length of the prompts."""
+
+    segment_bytes: _Positive = 1 << 20
+    """Largest segment, and the size of one landing zone."""
+    landing_zones: _Positive = 8
+    """Segments in flight per hand-off: the credit that D gives."""
+    max_staging_bytes: _Positive = 256 << 20
+    """Staging memory of all hand-offs of one source or sink; a hand-off that finds it in use waits its turn."""
+    max_connections: _Positive = 256
+    max_parked: _Positive = 64
+    """Takers that may wait for an offer."""
+    max_parked_s: float = 300.0
+    """Longest wait of a parked taker, whatever deadline it states."""
+    max_remembered: _Positive = 1024
+    """Ended offers whose late takers are refused at once instead of being parked."""
+    progress_timeout_s: float = 5.0
+    """A peer from which nothing at all has come for so long ends the hand-off."""
+    checksum: bool = True
+    """At a sink: ask for an xxh3 checksum of every segment. Control messages always carry one."""
+    workers: _Positive = 1
+    """Threads that pack and unpack."""
+
+    def __post_init__(self) -> None:
+        needed = self.segment_bytes * max(self.landing_zones, PACK_BUFFERS)
+        if needed > self.max_staging_bytes:
+            raise ValueError(
+                f"one hand-off needs {needed} bytes of staging ({self.landing_zones} zones of {self.segment_bytes}); "
+                f"max_staging_bytes is {self.max_staging_bytes}: raise it, or lower segment_bytes or landing_zones"
+            )
+
+    @classmethod
+    def of(cls, config: TransferConfig) -> "TransferLimits":
+        """The limits that mesh.yaml asks for."""
+        return cls(
+            segment_bytes=config.segment_bytes,
+            landing_zones=config.landing_zones,
+            max_staging_bytes=max(256 << 20, config.segment_bytes * max(config.landing_zones, PACK_BUFFERS)),
+            max_parked=config.max_parked,
+            progress_timeout_s=config.progress_timeout_s,
+            checksum=config.checksum,
+        )
+
+
+PACK_BUFFERS = 2
+"""Staging buffers of one hand-off at P: one is packed while the other is on the wire."""
+
+
+class TransferHoldings(msgspec.Struct, frozen=True):
+    """What a source or sink holds now; all zero when idle."""
+
+    offers: int = 0
+    """Hand-offs: offers that have not ended at a source, takes under way at a sink."""
+    parked: int = 0
+    connections: int = 0
+    staging_bytes: int = 0
+    """In use now; what the pool keeps for the next hand-off is not counted."""
+    tasks: int = 0

@@ -1,0 +1,70 @@
+"""P's side of an accepted hand-off: which segment goes next into which zone, and what D's messages mean."""
+
+from collections import deque
+from collections.abc import Sequence
+from typing import assert_never
+
+import msgspec
+
+from transfer.errors import Aborted, Corrupt
+from transfer.plan import CopyPlan
+from transfer.protocol.messages import Abort, Alive, AllLanded, Open, ToSource, ZonesFreed
+from transfer.rectangles import Rectangle, SegmentSchedule
+
+
+class Segment(msgspec.Struct, frozen=True):
+    """One rectangle bound to a landing zone; `length` bytes, with their xxh3_64 where it is known."""
+
+    zone: int
+    part: Rectangle
+    length: int
+    checksum: int | None = None
+
+
+class Giving:
+    """Pure. A zone is free, or holds one segment that D has not freed."""
+
+    def __init__(self, plan: CopyPlan, num_tokens: int, zones: int, segment_bytes: int) -> None:
+        self._plan = plan
+        self._schedule = SegmentSchedule(
+            plan.layers, segment_bytes // plan.token_bytes_per_layer, plan.source.block_size
+        )
+        self._free = deque(range(zones))
+        self._in_use: set[int] = set()
+        self._unsent_bytes = plan.payload_bytes(num_tokens)
+
+    def next_segment(self, ready: Sequence[int]) -> Segment | None:
+        """The next segment to write, given each layer's computed tokens; None without credit or news."""
+        if not self._free or (part := self._schedule.next(ready)) is None:
+            return None
+        zone = self._free.popleft()
+        self._in_use.add(zone)
+        length = part.area * self._plan.token_bytes_per_layer
+        self._unsent_bytes -= length
+        return Segment(zone, part, length)
+
+    def handle(self, message: ToSource) -> bool:
+        """Whether D holds everything now; raises Corrupt for a message out of place and Aborted if D gave up."""
+        match message:
+            case ZonesFreed(zones=zones):
+                self._free_zones(zones)
+                return False
+            case AllLanded():
+                if self._unsent_bytes > 0:
+                    raise Corrupt(f"the sink claims to hold everything; {self._unsent_bytes} bytes were never sent")
+                return True
+            case Abort(reason=reason):
+                raise Aborted(f"the sink gave up: {reason}")
+            case Alive():
+                return False
+            case Open():
+                raise Corrupt("the sink opened the hand-off a second time")
+            case _:
+                assert_never(message)
+
+    def _free_zones(self, zones: tuple[int, ...]) -> None:
+        for zone in zones:
+            if zone not in self._in_use:
+                raise Corrupt(f"the sink freed zone {zone!r}, which holds no segment; {sorted(self._in_use)!r} do")
+            self._in_use.remove(zone)
+            self._free.append(zone)

@@ -1,0 +1,52 @@
+"""Staging memory: buffers of one size, bounded in number, lent to hand-offs and used again."""
+
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from transfer.waiting import Wakeup
+
+
+class StagingPool:
+    """Lends buffers. Who finds too few free waits, in order of arrival; nobody holds some while waiting for more.
+
+    A buffer is made when first needed and kept for the next hand-off, so its pages are touched once.
+    """
+
+    def __init__(self, buffer_bytes: int, max_bytes: int) -> None:
+        self._buffer_bytes = buffer_bytes
+        self._max_buffers = max_bytes // buffer_bytes
+        self._free: list[bytearray] = []
+        self._lent = 0
+        self._queue: deque[object] = deque()
+        self._changed = Wakeup()
+
+    @property
+    def bytes_in_use(self) -> int:
+        """Bytes lent now."""
+        return self._lent * self._buffer_bytes
+
+    @asynccontextmanager
+    async def lend(self, count: int) -> AsyncIterator[list[bytearray]]:
+        """`count` buffers for the time of the block; cancel-safe. Their content is left over from others."""
+        if count > self._max_buffers:
+            raise ValueError(f"{count} staging buffers asked for; the pool has {self._max_buffers}")
+        await self._wait_for(count)
+        buffers = [self._free.pop() if self._free else bytearray(self._buffer_bytes) for _ in range(count)]
+        try:
+            yield buffers
+        finally:
+            self._lent -= count
+            self._free.extend(buffers)
+            self._changed.wake()
+
+    async def _wait_for(self, count: int) -> None:
+        turn = object()
+        self._queue.append(turn)
+        try:
+            while self._queue[0] is not turn or self._lent + count > self._max_buffers:
+                await self._changed.wait()
+            self._lent += count
+        finally:
+            self._queue.remove(turn)
+            self._changed.wake()
