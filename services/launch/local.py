@@ -136,11 +136,11 @@ class LocalMesh:
 
     async def _start(self) -> None:
         options = self._options
+        self.config = settle(self.config, usable_core_count(), find_port)
         folder = options.model_folder
         if folder is None:
             options.on_progress(f"preparing the model {self.config.model!r}")
             folder = await prepare_model(self.config.model, self._environ)
-        self.config = settle(self.config, usable_core_count(), find_port)
         lifeline = Lifeline()
         self._held.callback(lifeline.close)
         for plan in plan_processes(

@@ -15,6 +15,8 @@ class Expected(msgspec.Struct, frozen=True):
     prompt_tokens: int
     tokens: tuple[int, ...]
     """Generated, the end token included."""
+    pieces: tuple[str, ...]
+    """Each generated token as text, as the API's logprobs show it; the end token is the last where there is one."""
     margins: tuple[float, ...]
     """For each generated token: the reference's best logit minus its second best."""
     text: str
@@ -46,6 +48,7 @@ class Reference:
         return Expected(
             prompt_tokens=length,
             tokens=tokens,
+            pieces=tuple(self._tokenizer.decode([token]) for token in tokens),
             margins=tuple((first - second).item() for first, second in best),
             text=self._tokenizer.decode(tokens, skip_special_tokens=True),
             finish_reason="stop" if ended else "length",

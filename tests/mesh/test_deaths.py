@@ -1,0 +1,170 @@
+"""Processes killed and stopped at named points of the protocol: typed errors in time, others go on, nothing leaks."""
+
+import asyncio
+import json
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import pytest_asyncio
+
+from common.config.types import EmulateConfig, MeshConfig, TransferConfig
+from common.faults import FaultPoint, Faults
+from common.ids import InstanceId
+from tests.mesh.inprocess import mesh_config
+from tests.mesh.processes import Processes, processes
+
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(600)]
+
+DEADLINE_S = 15.0
+PROMPT = "a prompt that is long enough to need several segments on the wire, and then some"
+QUICK = (
+    (FaultPoint.PREFILL_FIRST_LAYER, "kill"),
+    (FaultPoint.PREFILL_RESERVED, "stop"),
+    (FaultPoint.DECODE_RESERVED, "kill"),
+    (FaultPoint.DECODE_EIGHTH_TOKEN, "kill"),
+    (FaultPoint.DECODE_LANDED, "stop"),
+)
+REST = tuple((point, action) for point in FaultPoint for action in ("kill", "stop") if (point, action) not in QUICK)
+
+
+class Victims(msgspec.Struct, frozen=True):
+    mesh: Processes
+    fault_file: Path
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def victims(deterministic_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Victims]:
+    fault_file = tmp_path_factory.mktemp("faults") / "fault"
+    async with processes(
+        deterministic_folder, config_of(fault_file), deadline_s=DEADLINE_S, heartbeat_s=0.2, lease_s=1.5
+    ) as mesh:
+        yield Victims(mesh, fault_file)
+
+
+def config_of(fault_file: Path) -> MeshConfig:
+    base = mesh_config(prefill=2, decode=2)
+    emulate = EmulateConfig(fault_file=str(fault_file))
+    return msgspec.structs.replace(
+        base,
+        transfer=TransferConfig(segment_bytes=1024, landing_zones=2, progress_timeout_s=1.0),
+        instances=tuple(msgspec.structs.replace(instance, emulate=emulate) for instance in base.instances),
+    )
+
+
+@pytest.mark.parametrize(("point", "action"), QUICK)
+async def test_a_death_at(point: FaultPoint, action: str, victims: Victims) -> None:
+    await die_and_recover(point, action, victims)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("point", "action"), REST)
+async def test_a_death_at_every_other_point(point: FaultPoint, action: str, victims: Victims) -> None:
+    await die_and_recover(point, action, victims)
+
+
+async def die_and_recover(point: FaultPoint, action: str, victims: Victims) -> None:
+    mesh = victims.mesh
+    name = InstanceId("p1" if point.startswith("prefill") else "d1")
+    pid, joined = mesh.pid(name), times_joined(mesh, name)
+    async with asyncio.timeout(DEADLINE_S + 5):
+        # The first request goes to p0 and d0, and is still there when the next, on p1 and d1, meets its fate.
+        bystander = asyncio.ensure_future(stream(mesh, max_tokens=1500))
+        await until_running(mesh)
+        Faults.arm(victims.fault_file, name, point, action)
+        doomed = asyncio.ensure_future(stream(mesh))
+        await gone(victims.fault_file)
+        others = await asyncio.gather(*(stream(mesh, split) for split in (0, 7, "full")))
+        events = await doomed
+        assert ended_well(await bystander), "the others go on"
+    check(point, events)
+    for other in others:
+        check_other(other)
+    if action == "stop":
+        await until_lost(mesh, name)
+        mesh.local.kill(name, signal.SIGCONT)
+    await until_joined(mesh, name, joined + 1)
+    assert (mesh.pid(name) == pid) is (action == "stop")
+    await mesh.until_nothing_is_held()
+    for _ in range(3):
+        assert ended_well(await stream(mesh))
+
+
+async def stream(mesh: Processes, split: str | int = "full", max_tokens: int = 12) -> list[Any]:
+    """The events of one streamed completion; what is not an event stream is one event."""
+    body = {
+        "model": "smollm2",
+        "prompt": PROMPT,
+        "max_tokens": max_tokens,
+        "ignore_eos": True,
+        "temperature": 0,
+        "stream": True,
+        "pdmesh": {"split": split},
+    }
+    async with mesh.client.post("/v1/completions", json=body) as response:
+        if response.content_type != "text/event-stream":
+            return [await response.json()]
+        lines = (await response.text()).splitlines()
+    payloads = [line.removeprefix("data: ") for line in lines if line]
+    return [payload if payload == "[DONE]" else json.loads(payload) for payload in payloads]
+
+
+def ended_well(events: list[Any]) -> bool:
+    return bool(events[-1] == "[DONE]")
+
+
+def check(point: FaultPoint, events: list[Any]) -> None:
+    if point is FaultPoint.PREFILL_RELEASED:
+        assert ended_well(events), "D has all KV: P is not needed any more"
+        return
+    assert not ended_well(events), "the fault did not happen"
+    code = events[-1]["error"]["code"]
+    allowed = {"prefill_lost", "handoff_failed"} if point.startswith("prefill") else {"decode_lost", "handoff_failed"}
+    assert code in allowed, events
+    if point is FaultPoint.DECODE_EIGHTH_TOKEN:
+        assert len(events) > 1, "some tokens had come before"
+
+
+def check_other(events: list[Any]) -> None:
+    """A request sent after the death: it is served elsewhere, unless the loss was not noticed when it was placed."""
+    if not ended_well(events):
+        assert events[-1]["error"]["code"] in {"prefill_lost", "decode_lost", "handoff_failed", "no_instance"}, events
+
+
+async def until_running(mesh: Processes) -> None:
+    while not await mesh.metric('pdmesh_instance_context_tokens{instance="d0"}'):  # noqa: ASYNC110
+        await asyncio.sleep(0.02)
+
+
+async def gone(file: Path) -> None:
+    while file.exists():  # noqa: ASYNC110, ASYNC240 - another process removes it
+        await asyncio.sleep(0.01)
+
+
+def times_joined(mesh: Processes, name: InstanceId) -> int:
+    return sum("joined the mesh with generation" in line for line in mesh.local.logs(name))
+
+
+async def until_lost(mesh: Processes, name: InstanceId) -> None:
+    """The gateway counts the instance as lost."""
+    async with asyncio.timeout(10):
+        while f'pdmesh_instance_steps{{instance="{name}"}}' in await mesh.metrics():  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+
+
+async def until_joined(mesh: Processes, name: InstanceId, times: int) -> None:
+    """The instance has joined again, as a new process or as a new life of the old one."""
+    try:
+        async with asyncio.timeout(30):
+            while times_joined(mesh, name) < times or not await is_ready(mesh):  # noqa: ASYNC110 - another process
+                await asyncio.sleep(0.05)
+    except TimeoutError:
+        raise AssertionError(f"{name} has not joined again; its log:\n" + "\n".join(mesh.local.logs(name))) from None
+
+
+async def is_ready(mesh: Processes) -> bool:
+    async with mesh.client.get("/ready") as response:
+        return response.status == 200

@@ -1,0 +1,131 @@
+"""Peers that say what they are told: dead, silent or senseless ones among them."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import msgspec
+import xxhash
+
+from common.kv.intervals import Interval
+from common.kv.layout import KVOrder
+from transfer.backends.base import Backend, Link
+from transfer.protocol.messages import (
+    WIRE_VERSION,
+    Accepted,
+    Alive,
+    AllLanded,
+    Open,
+    SegmentWritten,
+    ToSink,
+    ToSource,
+    ZonesFreed,
+    sink_codec,
+    source_codec,
+)
+from transfer.testing.mesh import (
+    DEADLINE_S,
+    NUM_TOKENS,
+    Mesh,
+    example_layout,
+)
+
+
+class TakerPuppet:
+    """A sink that says what it is told. It gives no sign of life of its own."""
+
+    def __init__(self, link: Link, made: Mesh) -> None:
+        self.link = link
+        self._mesh = made
+        self._zones = [bytearray(made.limits.segment_bytes) for _ in range(made.limits.landing_zones)]
+
+    def open(self, **changes: object) -> Open:
+        """The right Open for `Mesh.offer()`, or one with some fields changed."""
+        right = Open(
+            wire_version=WIRE_VERSION,
+            ticket=self._mesh.ticket(),
+            layout=self._mesh.taken.layout,
+            num_tokens=NUM_TOKENS,
+            zones=len(self._zones),
+            segment_bytes=self._mesh.limits.segment_bytes,
+            descriptor=self.link.register([memoryview(zone) for zone in self._zones]),
+            checksum=True,
+            patience_s=DEADLINE_S,
+        )
+        return msgspec.structs.replace(right, **changes)
+
+    async def say(self, message: ToSource) -> None:
+        """Send one message."""
+        await self.link.send(source_codec().encode(message))
+
+    async def hear(self) -> ToSink:
+        """The next message that is not Alive."""
+        while isinstance(message := sink_codec().decode(await self.link.receive()), Alive):
+            pass
+        return message
+
+
+class SourcePuppet:
+    """A source that says what it is told, to the one taker that comes."""
+
+    def __init__(self) -> None:
+        self._links: asyncio.Queue[Link] = asyncio.Queue()
+        self.link: Link
+
+    async def meet(self) -> Open:
+        """Wait for the taker and hear its Open."""
+        self.link = await self._links.get()
+        message = source_codec().decode(await self.link.receive())
+        assert isinstance(message, Open)
+        self.link.attach(message.descriptor)
+        return message
+
+    async def say(self, message: ToSink) -> None:
+        """Send one message."""
+        await self.link.send(sink_codec().encode(message))
+
+    async def write(self, segment: SegmentWritten) -> None:
+        """Write `length` bytes of 7 and announce them as told; 0 as checksum means the right one."""
+        data = bytes([7]) * segment.length
+        await self.link.write(segment.zone, memoryview(data))
+        right = xxhash.xxh3_64_intdigest(data)
+        await self.say(msgspec.structs.replace(segment, checksum=right) if segment.checksum == 0 else segment)
+
+    @classmethod
+    @asynccontextmanager
+    async def listening(cls, backend: Backend) -> AsyncIterator[tuple["SourcePuppet", tuple[str, ...]]]:
+        """A puppet and its endpoints."""
+        puppet = cls()
+        listener = await backend.listen(puppet._links.put_nowait)
+        try:
+            yield puppet, (listener.endpoint,)
+        finally:
+            await listener.close()
+            if hasattr(puppet, "link"):
+                await puppet.link.close()
+
+
+def segment(zone: int = 0, layer: int = 2, start: int = 0, stop: int = 8, **changes: object) -> SegmentWritten:
+    """One layer of some tokens of `example_layout()`."""
+    right = SegmentWritten(zone, Interval(layer, layer + 1), Interval(start, stop), (stop - start) * 128, 0)
+    return msgspec.structs.replace(right, **changes)
+
+
+NONSENSE_FROM_SOURCE: dict[str, tuple[ToSink, ...]] = {
+    "before accepted": (segment(),),
+    "accepted twice": (Accepted(example_layout()), Accepted(example_layout())),
+    "accepted another layout": (Accepted(example_layout(KVOrder.HND)),),
+    "twice": (Accepted(example_layout()), segment(), segment(zone=1)),
+    "overlapping": (Accepted(example_layout()), segment(), segment(zone=1, start=7, stop=9)),
+    "layer outside": (Accepted(example_layout()), segment(layer=6)),
+    "tokens outside": (Accepted(example_layout()), segment(start=24, stop=32)),
+    "empty": (Accepted(example_layout()), segment(stop=1, tokens=Interval(3, 3))),
+    "length": (Accepted(example_layout()), segment(length=512)),
+    "no checksum": (Accepted(example_layout()), segment(checksum=None)),
+    "checksum": (Accepted(example_layout()), segment(checksum=1)),
+}
+NONSENSE_FROM_TAKER: dict[str, tuple[ToSource, ...]] = {
+    "all landed at once": (AllLanded(),),
+    "frees what is free": (ZonesFreed((2,)),),
+    "frees what is not there": (ZonesFreed((3,)),),
+}
