@@ -10,6 +10,7 @@ from typing import Any
 
 import aiohttp
 import msgspec
+import psutil
 
 from common.clock import SystemClock
 from common.config.types import GatewayConfig, MeshConfig
@@ -73,5 +74,5 @@ async def processes(model_folder: Path, config: MeshConfig | None = None, **gate
         async with aiohttp.ClientSession(local.url) as client:
             yield Processes(local, client)
         pids = [local.pid(name) for name in local.names()]
-    left = [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+    left = [pid for pid in pids if psutil.pid_exists(pid)]
     assert not left, f"processes left behind: {left}"

@@ -68,10 +68,10 @@ async def test_a_death_at_every_other_point(point: FaultPoint, action: str, vict
 
 async def die_and_recover(point: FaultPoint, action: str, victims: Victims) -> None:
     mesh = victims.mesh
-    name = InstanceId("p1" if point.startswith("prefill") else "d1")
+    name = InstanceId("p0" if point.startswith("prefill") else "d1")
     pid, joined = mesh.pid(name), times_joined(mesh, name)
     async with asyncio.timeout(DEADLINE_S + 5):
-        # The first request goes to p0 and d0, and is still there when the next, on p1 and d1, meets its fate.
+        # The first request decodes on d0 (its part on p0 is done) when the next, on p0 and d1, meets its fate.
         bystander = asyncio.ensure_future(stream(mesh, max_tokens=1500))
         await until_running(mesh)
         Faults.arm(victims.fault_file, name, point, action)

@@ -2,11 +2,11 @@
 
 import asyncio
 import random
-import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import msgspec
+import psutil
 import pytest
 
 from tests.mesh.processes import Processes, processes
@@ -163,10 +163,10 @@ async def test_sampled_text_is_the_same_for_every_split_and_crowd(mesh: Processe
 
 
 async def test_the_gateway_process_never_loads_torch(mesh: Processes) -> None:
-    maps = Path(f"/proc/{mesh.pid('gateway')}/maps").read_text()
-    assert re.search(r"uvloop|aiohttp", maps), "this is not the gateway, or the check sees nothing"
-    assert not re.search(r"libtorch|torch/|transformers", maps)
-    assert re.search(r"libtorch", Path(f"/proc/{mesh.pid('d0')}/maps").read_text())
+    gateway, decode = ([m.path for m in psutil.Process(mesh.pid(name)).memory_maps()] for name in ("gateway", "d0"))
+    assert any("uvloop" in path for path in gateway), "this is not the gateway, or the check sees nothing"
+    assert not [path for path in gateway if "torch" in path or "transformers" in path]
+    assert any("libtorch" in path for path in decode)
 
 
 async def test_the_answer_to_the_first_question_is_sensible(mesh: Processes) -> None:
