@@ -9,7 +9,6 @@ from common.model_store import cache_root
 from services.engine.loading.prepare import prepare
 from services.engine.loading.progress import SilentProgress
 
-
 pytest_plugins = ["tests.skip_policy"]
 
 

@@ -3,7 +3,8 @@
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable
 from typing import assert_never
 
 from common.bus.server import BusServer
@@ -38,14 +39,28 @@ from services.scheduling.lifecycle_events import (
     Send,
     ShutdownRequested,
 )
-from services.scheduling.members import LoadReported, MemberJoined, MemberLost
-from services.scheduling.membership import Membership, MembershipEvent, MessageReceived, Reply
+from services.scheduling.members import LoadReported, LossReason, MemberJoined, MemberLost
+from services.scheduling.membership import (
+    Membership,
+    MembershipEffect,
+    MembershipEvent,
+    MessageReceived,
+    PeerUnreachable,
+    Reply,
+)
 from services.scheduling.request import RequestSpec
 from services.scheduling.tick import Tick
 
 _log = logging.getLogger(__name__)
 
 TICK_S = 0.1
+
+_LOSS_LEVELS = {
+    LossReason.LEFT: logging.INFO,
+    LossReason.SILENT: logging.WARNING,
+    LossReason.UNREACHABLE: logging.WARNING,
+    LossReason.REPLACED: logging.WARNING,
+}
 
 
 class _Stream:
@@ -98,6 +113,8 @@ class MeshShell:
         self._streams: dict[RequestId, _Stream] = {}
         self._tasks = TaskScope("mesh")
         self._ended = asyncio.Event()
+        self._events: deque[LifecycleEvent | MembershipEvent] = deque()
+        """The event being handled, and those that came of it."""
 
     async def start(self) -> None:
         """Begin to listen to workers and to the clock."""
@@ -128,7 +145,7 @@ class MeshShell:
             split=request.split,
         )
         transfer = TransferId(f"{request.request}:{secrets.token_hex(4)}")
-        self._decide(Arrived(now, spec, transfer, secrets.token_bytes(16)))
+        self._handle(Arrived(now, spec, transfer, secrets.token_bytes(16)))
         return stream
 
     def context_length(self) -> int | None:
@@ -141,11 +158,11 @@ class MeshShell:
 
     def shut_down(self) -> None:
         """Accept nothing new; what runs goes on."""
-        self._decide(ShutdownRequested())
+        self._handle(ShutdownRequested())
 
     async def until_idle(self) -> None:
-        """Ends when no request is in flight."""
-        while self._streams:
+        """Ends when no request is in flight and every prefill slot is free."""
+        while self._streams or not self._lifecycle.is_idle():
             self._ended.clear()
             await self._ended.wait()
 
@@ -164,47 +181,54 @@ class MeshShell:
     def _hear(self, peer: bytes, message: FromWorker) -> None:
         match message:
             case Register() | Heartbeat() | Leaving():
-                self._admit(MessageReceived(self._clock.now(), peer, message))
+                self._handle(MessageReceived(self._clock.now(), peer, message))
             case TokensEmitted() | PrefillReleased() | KVLanded() | JobFailed():
-                self._decide(message)
+                self._handle(message)
             case _:
                 assert_never(message)
 
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(TICK_S)
-            tick = Tick(self._clock.now())
-            self._admit(tick)
-            self._decide(tick)
+            self._handle(Tick(self._clock.now()))
 
     def _client_gone(self, request: RequestId) -> None:
         if self._pop(request) is not None:
-            self._decide(ClientGone(request))
+            self._handle(ClientGone(request))
 
     # ------------------------------------------------------------ effects out
 
-    def _admit(self, event: MembershipEvent) -> None:
-        for effect in self._membership.handle(event):
-            match effect:
-                case Reply(peer, message):
-                    self._bus.send(peer, message)
-                case MemberJoined(member):
-                    _log.info("%s instance %s joined", member.role, member.instance)
-                    self._decide(effect)
-                case MemberLost(instance, _, reason):
-                    _log.warning("instance %s is lost: %s", instance, reason)
-                    self._meter.lost(instance)
-                    self._decide(effect)
-                case LoadReported():
-                    self._decide(effect)
-                case _:
-                    assert_never(effect)
+    def _handle(self, event: LifecycleEvent | MembershipEvent) -> None:
+        """Decide on `event`, and then on the events that performing the decision brought about, one after another:
+        the effects of one event are all performed before the next is decided on.
+        """
+        self._events.append(event)
+        if len(self._events) > 1:
+            return
+        while self._events:
+            try:
+                self._decide(self._events[0])
+            except Exception:
+                # A fault of this program. The machines raise before they change anything, so the others go on.
+                _log.exception("event %r could not be handled", self._events[0])
+            self._events.popleft()
+        self._ended.set()
 
-    def _decide(self, event: LifecycleEvent) -> None:
-        for effect in self._lifecycle.handle(event):
+    def _decide(self, event: LifecycleEvent | MembershipEvent) -> None:
+        match event:
+            case MessageReceived() | PeerUnreachable():
+                self._perform_all(self._membership.handle(event))
+            case Tick():
+                self._perform_all(self._membership.handle(event))
+                self._perform_all(self._lifecycle.handle(event))
+            case _:
+                self._perform_all(self._lifecycle.handle(event))
+
+    def _perform_all(self, effects: Iterable[LifecycleEffect | MembershipEffect]) -> None:
+        for effect in effects:
             self._perform(effect)
 
-    def _perform(self, effect: LifecycleEffect) -> None:
+    def _perform(self, effect: LifecycleEffect | MembershipEffect) -> None:
         match effect:
             case Send(instance, message):
                 self._send(instance, message)
@@ -216,17 +240,27 @@ class MeshShell:
                 self._pop(request)
             case Fail(request, failure):
                 self._fail(request, failure)
+            case Reply(peer, message):
+                self._bus.send(peer, message)
+            case MemberJoined(member):
+                _log.info("%s instance %s joined", member.role, member.instance)
+                self._handle(effect)
+            case MemberLost(instance, _, reason):
+                _log.log(_LOSS_LEVELS[reason], "instance %s is lost: %s", instance, reason)
+                self._meter.lost(instance)
+                self._handle(effect)
+            case LoadReported():
+                self._handle(effect)
             case _:
                 assert_never(effect)
 
     def _send(self, instance: InstanceId, message: ToWorker) -> None:
         if (peer := self._membership.peer(instance)) is None:
             _log.debug("%s for %s, which is not here any more", type(message).__name__, instance)
-        else:
-            self._bus.send(peer, message)
+        elif not self._bus.send(peer, message):
+            self._handle(PeerUnreachable(peer))
 
     def _pop(self, request: RequestId) -> _Stream | None:
-        self._ended.set()
         return self._streams.pop(request, None)
 
     def _put(self, request: RequestId, event: StreamEvent) -> None:

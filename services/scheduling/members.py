@@ -17,6 +17,8 @@ class LossReason(StrEnum):
     LEFT = "left"
     SILENT = "silent"
     """No heartbeat for a whole lease."""
+    UNREACHABLE = "unreachable"
+    """A message to it could not be delivered."""
     REPLACED = "replaced"
     """Another life of the same instance joined."""
 

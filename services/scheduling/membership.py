@@ -25,6 +25,12 @@ class MessageReceived(msgspec.Struct, frozen=True):
     message: MembershipMessage
 
 
+class PeerUnreachable(msgspec.Struct, frozen=True):
+    """A message to this connection could not be delivered: it is broken, or its reader has stopped reading."""
+
+    peer: Peer
+
+
 class Reply(msgspec.Struct, frozen=True):
     """Send `message` to the connection it answers."""
 
@@ -32,7 +38,7 @@ class Reply(msgspec.Struct, frozen=True):
     message: Welcome | HeartbeatAck | Rejected
 
 
-MembershipEvent = MessageReceived | Tick
+MembershipEvent = MessageReceived | PeerUnreachable | Tick
 MembershipEffect = Reply | MemberJoined | MemberLost | LoadReported
 
 
@@ -87,6 +93,8 @@ class Membership:
         match event:
             case Tick(now=now):
                 return self._end_leases(now)
+            case PeerUnreachable(peer=peer):
+                return self._disconnect(peer)
             case MessageReceived(now=now, peer=peer, message=message):
                 return self._receive(message, peer, now)
             case _ as unreachable:
@@ -151,6 +159,11 @@ class Membership:
         if life is None or life.member.generation != generation:
             return []
         return [self._lose(instance, LossReason.LEFT)]
+
+    def _disconnect(self, peer: Peer) -> list[MembershipEffect]:
+        # A hole in what was said to a life cannot be mended: it must join anew.
+        unreachable = [name for name, life in self._lives.items() if life.peer == peer]
+        return [self._lose(instance, LossReason.UNREACHABLE) for instance in unreachable]
 
     def _end_leases(self, now: float) -> list[MembershipEffect]:
         lease_s = self._welcome.lease_s

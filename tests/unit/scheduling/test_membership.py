@@ -24,6 +24,7 @@ from services.scheduling.membership import (
     MembershipEffect,
     MembershipMessage,
     MessageReceived,
+    PeerUnreachable,
     Reply,
     incompatibility,
 )
@@ -213,3 +214,12 @@ def test_layouts_may_differ_in_the_device_and_all_other_differences_are_named() 
     assert incompatibility(LAYOUT, msgspec.structs.replace(LAYOUT, device="cuda")) is None
     difference = incompatibility(LAYOUT, msgspec.structs.replace(LAYOUT, block_size=8, head_dim=4))
     assert difference == "block_size is 8, the mesh has 16; head_dim is 4, the mesh has 8"
+
+
+def test_a_member_that_cannot_be_reached_is_lost_at_once() -> None:
+    membership = a_membership()
+    say(membership, register(), peer=b"a")
+    assert membership.handle(PeerUnreachable(b"b")) == []
+    assert membership.handle(PeerUnreachable(b"a")) == [MemberLost(P0, Generation(1), LossReason.UNREACHABLE)]
+    assert membership.members() == ()
+    assert membership.handle(PeerUnreachable(b"a")) == []
