@@ -1,1 +1,1 @@
-"""Moves KV between any two layouts over any transport. Knows no requests and no scheduling; usable on its own."""
+"""Moves KV between instances over any transport. Knows no requests and no scheduling; usable on its own."""
