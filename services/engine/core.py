@@ -26,7 +26,7 @@ from services.engine.api import (
 from services.engine.pool import BlockPool
 from services.engine.runner import Runner, Sampled
 from services.engine.sequence import Sequence
-from services.scheduling.continuous import BatchLimits, Phase, StepPlan, Work, decide
+from services.scheduling.continuous import BatchLimits, Phase, SequenceView, StepPlan, Work, decide
 
 
 class EngineCore:
@@ -82,15 +82,26 @@ class EngineCore:
         return any(s.phase in (Phase.WAITING, Phase.RUNNING) for s in self._sequences.values())
 
     def step(self) -> bool:
-        """Decide and perform one step; False when there was nothing to compute."""
-        views = [s.view(self._pool.is_shared) for s in self._sequences.values()]
-        plan = decide(views, self._pool.num_free, self._limits)
+        """Decide and perform one step; False when it changed nothing, as the next one would until a command comes."""
+        plan = decide(self._views(), self._pool.num_free, self._limits)
         self._arrange(plan)
-        if not plan.work:
-            return False
-        self._steps += 1
-        self._compute(plan.work)
-        return True
+        if plan.work:
+            self._steps += 1
+            self._compute(plan.work)
+        return bool(plan.work or plan.admit or plan.preempt)
+
+    def _views(self) -> list[SequenceView]:
+        """All that hold blocks, and no more of those that wait than there are slots: they may be hundreds."""
+        waiting = Phase.WAITING
+        slots = self._limits.max_sequences - sum(s.phase is not waiting for s in self._sequences.values())
+        views: list[SequenceView] = []
+        for sequence in self._sequences.values():
+            if sequence.phase is waiting:
+                slots -= 1
+                if slots < 0:
+                    continue
+            views.append(sequence.view(self._pool.is_shared))
+        return views
 
     def _arrange(self, plan: StepPlan) -> None:
         for key in plan.preempt:
@@ -243,14 +254,21 @@ class EngineCore:
 
     def load(self) -> EngineLoad:
         """What the engine holds now."""
-        sequences = self._sequences.values()
-        pending = [s for s in sequences if s.phase in (Phase.WAITING, Phase.RUNNING) and s.known - s.computed > 1]
-        decoding = [s for s in sequences if s.phase is Phase.RUNNING and s.known - s.computed == 1]
+        waiting = queued_tokens = context_tokens = 0
+        for sequence in self._sequences.values():
+            waiting += sequence.phase is Phase.WAITING
+            if sequence.phase is Phase.WAITING or sequence.phase is Phase.RUNNING:
+                known = sequence.known
+                pending = known - sequence.computed
+                if pending > 1:
+                    queued_tokens += pending
+                elif sequence.phase is Phase.RUNNING:
+                    context_tokens += known
         return EngineLoad(
-            waiting=sum(s.phase is Phase.WAITING for s in sequences),
-            running=sum(s.phase is not Phase.WAITING for s in sequences),
-            queued_tokens=sum(s.known - s.computed for s in pending),
-            context_tokens=sum(s.known for s in decoding),
+            waiting=waiting,
+            running=len(self._sequences) - waiting,
+            queued_tokens=queued_tokens,
+            context_tokens=context_tokens,
             blocks_used=self._pool.num_used,
             blocks_total=self._pool.num_blocks,
             steps=self._steps,

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import msgspec
 import pytest
 import pytest_asyncio
@@ -66,13 +67,36 @@ async def test_a_death_at_every_other_point(point: FaultPoint, action: str, vict
     await die_and_recover(point, action, victims)
 
 
+@pytest.mark.parametrize("action", [signal.SIGKILL, signal.SIGSTOP])
+async def test_the_death_of_the_gateway_frees_everything(action: signal.Signals, victims: Victims) -> None:
+    mesh = victims.mesh
+    names = [InstanceId(name) for name in mesh.local.names() if name != "gateway"]
+    joined = {name: times_joined(mesh, name) for name in names}
+    doomed = [asyncio.ensure_future(stream(mesh, split, max_tokens=4000)) for split in ("full", 0)]
+    await until_running(mesh)
+    mesh.local.kill("gateway", action)
+    if action == signal.SIGSTOP:
+        # The workers must let go by themselves; that they have is seen when they join anew.
+        for name in names:
+            await until_logged(mesh, name, "lost the membership")
+        mesh.local.kill("gateway", signal.SIGCONT)
+    for events in await asyncio.gather(*doomed, return_exceptions=True):
+        # A stopped gateway may find the last tokens in its socket when it goes on: then the answer is whole.
+        whole = isinstance(events, list) and ended_well(events)
+        assert not whole or (action == signal.SIGSTOP and len(events) > 4000)
+    for name in names:
+        await until_joined(mesh, name, joined[name] + 1)
+    await mesh.until_nothing_is_held()
+    assert ended_well(await stream(mesh))
+
+
 async def die_and_recover(point: FaultPoint, action: str, victims: Victims) -> None:
     mesh = victims.mesh
     name = InstanceId("p0" if point.startswith("prefill") else "d1")
     pid, joined = mesh.pid(name), times_joined(mesh, name)
     async with asyncio.timeout(DEADLINE_S + 5):
-        # The first request decodes on d0 (its part on p0 is done) when the next, on p0 and d1, meets its fate.
-        bystander = asyncio.ensure_future(stream(mesh, max_tokens=1500))
+        # The first request runs on d0 alone, so that the next, which meets its fate, goes to p0 and d1.
+        bystander = asyncio.ensure_future(stream(mesh, split=0, max_tokens=1500))
         await until_running(mesh)
         Faults.arm(victims.fault_file, name, point, action)
         doomed = asyncio.ensure_future(stream(mesh))
@@ -148,6 +172,12 @@ def times_joined(mesh: Processes, name: InstanceId) -> int:
     return sum("joined the mesh with generation" in line for line in mesh.local.logs(name))
 
 
+async def until_logged(mesh: Processes, name: InstanceId, words: str) -> None:
+    async with asyncio.timeout(20):
+        while not any(words in line for line in mesh.local.logs(name)[-5:]):  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+
+
 async def until_lost(mesh: Processes, name: InstanceId) -> None:
     """The gateway counts the instance as lost."""
     async with asyncio.timeout(10):
@@ -158,7 +188,7 @@ async def until_lost(mesh: Processes, name: InstanceId) -> None:
 async def until_joined(mesh: Processes, name: InstanceId, times: int) -> None:
     """The instance has joined again, as a new process or as a new life of the old one."""
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(40):
             while times_joined(mesh, name) < times or not await is_ready(mesh):  # noqa: ASYNC110 - another process
                 await asyncio.sleep(0.05)
     except TimeoutError:
@@ -166,5 +196,8 @@ async def until_joined(mesh: Processes, name: InstanceId, times: int) -> None:
 
 
 async def is_ready(mesh: Processes) -> bool:
-    async with mesh.client.get("/ready") as response:
-        return response.status == 200
+    try:
+        async with mesh.client.get("/ready") as response:
+            return response.status == 200
+    except aiohttp.ClientError:
+        return False
