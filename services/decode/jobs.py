@@ -82,6 +82,8 @@ class DecodeJobs:
         self._tasks = TaskScope("decode")
         self.generation = Generation(0)
         self.is_draining = False
+        # Between two lives, and after the last: what is said then was meant for a life that has ended.
+        self._is_over = False
         self._emptied = asyncio.Event()
 
     def on_message(self, message: ToWorker) -> None:
@@ -100,9 +102,10 @@ class DecodeJobs:
 
     def _run(self, message: RunDecode) -> None:
         request = message.request
-        stale = message.ticket is not None and message.ticket.decode_generation != self.generation
-        if stale or request in self._jobs:
-            _log.warning("request %s: not run: an old generation, or here already", request)
+        ticket = message.ticket
+        is_stale = self._is_over or (ticket is not None and ticket.decode_generation != self.generation)
+        if is_stale or request in self._jobs:
+            _log.warning("request %s: not run: of a life that is over, or here already", request)
             return
         self._jobs[request] = _Job(message, self._clock.now() + message.deadline_s)
         self._faults.reach(FaultPoint.DECODE_ACCEPTED)
@@ -122,10 +125,12 @@ class DecodeJobs:
     def begin(self, generation: Generation) -> None:
         """A new life begins (the first one too)."""
         self.generation = generation
+        self._is_over = False
         self._sink.rejoin(generation)
 
     async def drop_all(self) -> None:
-        """The life is over: abort every job; ends when nothing of any is held."""
+        """The life is over: abort every job and run no more; ends when nothing of any is held."""
+        self._is_over = True
         for request in list(self._jobs):
             self.abort(request)
         await self.until_idle()
@@ -176,7 +181,8 @@ class DecodeJobs:
         job.intake = None
         if not task.cancelled() and task.exception() is not None:
             job.failure = Failure(FailureKind.HANDOFF_FAILED, f"the intake broke: {task.exception()!r}")
-        if task.cancelled() or task.exception() is not None:
+        # Dropped without being cancelled: the abort came when the intake had just ended.
+        if job.is_dropped or task.cancelled() or task.exception() is not None:
             self._engine.end(request)
 
     def _emit(self, items: tuple[ChoiceTokens, ...]) -> None:

@@ -19,8 +19,8 @@ from services.scheduling.continuous import BatchLimits
 def build_instance_runner(instance: InstanceConfig, dtype: DType, folder: Path) -> Runner:
     """The runner of `instance` for the model in `folder`; takes seconds. Raises ModelError or ConfigError."""
     try:
-        model_type = json.loads((folder / "config.json").read_text()).get("model_type")
-    except (OSError, ValueError) as error:
+        model_type = dict(json.loads((folder / "config.json").read_text())).get("model_type")
+    except (OSError, TypeError, ValueError) as error:
         raise ModelError(f"{str(folder)!r} holds no readable config.json: {error}") from error
     kv_memory_bytes = parse_size(instance.kv_memory)
     if model_type == MODEL_TYPE:

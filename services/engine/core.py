@@ -5,6 +5,7 @@ owns every block reference; blocks change hands only through the methods below, 
 """
 
 import itertools
+import logging
 from collections.abc import Callable
 
 from common.errors import Failure, FailureKind
@@ -28,12 +29,14 @@ from services.engine.runner import Runner, Sampled
 from services.engine.sequence import Sequence
 from services.scheduling.continuous import BatchLimits, Phase, SequenceView, StepPlan, Work, decide
 
+_log = logging.getLogger(__name__)
+
 
 class EngineCore:
     """One model, its block pool and the sequences on it.
 
-    `emit` receives every event, on the calling thread, in order.  For each submitted job exactly one JobEnded comes,
-    and it is the last event of that job.
+    `emit` receives every event, on the calling thread, in order.  For each request submitted exactly one JobEnded
+    comes, and it is the last event about it.
     """
 
     def __init__(self, runner: Runner, limits: BatchLimits, emit: Callable[[EngineEvent], None]) -> None:
@@ -49,9 +52,13 @@ class EngineCore:
     # ------------------------------------------------------------ commands
 
     def submit(self, job: Job) -> None:
-        """Accept a job, or end it at once with the reason why this engine can never serve it."""
+        """Accept a job, or end it at once with the reason why this engine can never serve it.
+
+        A job for a request that is here already is a fault of the caller and changes nothing: an event about it would
+        be taken for one about the first.
+        """
         if job.request in self._by_request:
-            self._emit(JobEnded(job.request, _invalid(f"request {job.request!r} is here already")))
+            _log.error("request %s was submitted again while it is here", job.request)
             return
         if (reason := self._unservable(job)) is not None:
             self._emit(JobEnded(job.request, _invalid(reason)))
@@ -244,6 +251,11 @@ class EngineCore:
         needed = total - 1 if output else total
         if not job.prompt:
             return "the prompt is empty"
+        # A runner may refuse a whole step for one such token, and the other jobs of that step would end with it.
+        if strangers := [token for token in job.prompt if not 0 <= token < self._runner.vocab_size]:
+            return f"token id {strangers[0]}; this model's are in [0, {self._runner.vocab_size})"
+        if isinstance(job, DecodeJob) and (job.max_tokens < 1 or job.choices < 1):
+            return f"max_tokens {job.max_tokens} and choices {job.choices}; both must be at least 1"
         if isinstance(job, DecodeJob) and not 0 <= job.split < len(job.prompt):
             return f"split {job.split} is not in [0, {len(job.prompt) - 1}]"
         if total > self._runner.context_length:

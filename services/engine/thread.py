@@ -6,6 +6,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from typing import TypeVar
 
 from common.clock import Clock
 from common.errors import PdmeshError
@@ -18,6 +19,7 @@ from services.scheduling.continuous import BatchLimits
 _log = logging.getLogger(__name__)
 
 Command = Callable[[EngineCore], None]
+T = TypeVar("T")
 
 
 class EngineThread:
@@ -25,7 +27,8 @@ class EngineThread:
 
     Events come to `on_event` on the event loop, in order.  `build` makes the runner on the engine's own thread (it may
     take seconds to load a model).  With `slowdown` k each step takes k times as long as it really did: an emulation.
-    If the core itself breaks (a fault in this program), `failed` is set and the process must end.
+    If the core itself or `on_event` breaks (a fault in this program, by which a job may be lost), `failed` is set and
+    the process must end.
     """
 
     def __init__(
@@ -79,19 +82,20 @@ class EngineThread:
         return self._load
 
     async def check_integrity(self) -> None:
-        """Raise BlockError unless every block is accounted for; runs between two steps."""
+        """Raise BlockError unless every block is accounted for, or what broke the engine; runs between two steps."""
         done: asyncio.Future[None] = self._loop.create_future()
 
         def check(core: EngineCore) -> None:
             try:
                 core.check_integrity()
             except PdmeshError as error:
-                self._to_loop(done.set_exception, error)
+                self._to_loop(_fail, done, error)
             else:
-                self._to_loop(done.set_result, None)
+                self._to_loop(_resolve, done, None)
 
         self._inbox.put(check)
-        await done
+        await asyncio.wait({done, self.failed}, return_when=asyncio.FIRST_COMPLETED)
+        (done if done.done() else self.failed).result()
 
     # ------------------------------------------------------------ the engine's thread
 
@@ -99,18 +103,17 @@ class EngineThread:
         try:
             runner = self._build()
         except Exception as error:  # handed to start(), which raises it where somebody can act
-            self._to_loop(self._ready.set_exception, error)
+            self._to_loop(_fail, self._ready, error)
             return
-        self._to_loop(self._ready.set_result, runner)
+        self._to_loop(_resolve, self._ready, runner)
         core = EngineCore(runner, self._limits, self._emit)
         self._load = core.load()
         try:
             while self._take_commands(core):
                 self._step(core)
-                self._load = core.load()
         except Exception as error:
             _log.exception("the engine core broke")
-            self._to_loop(self.failed.set_exception, error)
+            self._to_loop(_fail, self.failed, error)
 
     def _take_commands(self, core: EngineCore) -> bool:
         """Perform what is in the inbox, waiting only while there is nothing to compute; False at the end."""
@@ -119,21 +122,30 @@ class EngineThread:
             try:
                 command = self._inbox.get(block=block)
             except queue.Empty:
-                return True
+                break
             if command is None:
                 return False
             command(core)
-            self._load = core.load()
             block = False
+        self._load = core.load()
+        return True
 
     def _step(self, core: EngineCore) -> None:
         started = self._clock.now()
         self._is_stuck = not core.step()
         if self._slowdown > 1.0 and not self._is_stuck:
             time.sleep((self._slowdown - 1.0) * (self._clock.now() - started))
+        self._load = core.load()
 
     def _emit(self, event: EngineEvent) -> None:
-        self._to_loop(self._on_event, event)
+        self._to_loop(self._deliver, event)
+
+    def _deliver(self, event: EngineEvent) -> None:
+        try:
+            self._on_event(event)
+        except Exception as error:
+            _log.exception("an event of the engine could not be handled: %s", type(event).__name__)
+            _fail(self.failed, error)
 
     def _to_loop(self, function: Callable[..., None], *arguments: object) -> None:
         try:
@@ -141,3 +153,15 @@ class EngineThread:
         except RuntimeError:
             # The loop closed while a step was running: the process is ending and nobody listens any more.
             _log.debug("an event came after the event loop had closed")
+
+
+def _resolve(future: asyncio.Future[T], result: T) -> None:
+    """Unless who waited for it has given up."""
+    if not future.done():
+        future.set_result(result)
+
+
+def _fail(future: asyncio.Future[T], error: Exception) -> None:
+    """Unless it has ended otherwise."""
+    if not future.done():
+        future.set_exception(error)

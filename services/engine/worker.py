@@ -28,7 +28,7 @@ class Jobs(Protocol):
         ...
 
     async def drop_all(self) -> None:
-        """The life is over; ends when nothing is held."""
+        """The life is over: take no more until the next `begin`; ends when nothing is held."""
         ...
 
     async def until_idle(self) -> None:
@@ -44,7 +44,7 @@ class Worker:
     """Keeps `jobs` a member of the mesh whose gateway listens at `control`.
 
     `serve` ends after `stop` is set, when every job has ended (or after `grace_s`) and the gateway has been told; it
-    raises what `broken` raises (the engine's own end), or MembershipRejected.
+    raises what `broken` raises (the engine's own end), or MembershipRejected, while it drains too.
     """
 
     def __init__(
@@ -84,19 +84,19 @@ class Worker:
         """Be a member until `stop`."""
         tasks = TaskScope("worker")
         try:
-            member = tasks.start(self._member.run(), "member")
-            stopped = tasks.start(stop.wait(), "stop")
+            pending = {tasks.start(self._member.run(), "member"), tasks.start(self._leave_after(stop), "leave")}
             failed = asyncio.ensure_future(broken)
-            done, _ = await asyncio.wait({member, stopped, failed}, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
-            if not member.done():
-                await self._drain_and_leave()
-                await member
+            while pending:
+                # A broken engine ends no job any more, so that draining would never end.
+                done, _ = await asyncio.wait({*pending, failed}, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    task.result()
+                pending -= done
         finally:
             await tasks.close()
 
-    async def _drain_and_leave(self) -> None:
+    async def _leave_after(self, stop: asyncio.Event) -> None:
+        await stop.wait()
         self._jobs.is_draining = True
         try:
             await asyncio.wait_for(self._jobs.until_idle(), self._grace_s)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import assert_never
 
 from common.clock import Clock
-from common.errors import Failure
+from common.errors import Failure, FailureKind
 from common.faults import FaultPoint, Faults
 from common.ids import Generation, InstanceId, RequestId
 from common.kv.ownership import Acknowledged, Expired, OfferEnd, TakerFailed, Withdrawn
@@ -37,6 +37,7 @@ from services.engine.api import (
     TokensSampled,
 )
 from services.engine.thread import EngineThread
+from transfer.errors import TransferError
 from transfer.offer import Offer
 from transfer.source import KVSource
 
@@ -78,6 +79,8 @@ class PrefillJobs:
         self._tasks = TaskScope("prefill")
         self.generation = Generation(0)
         self.is_draining = False
+        # Between two lives, and after the last: what is said then was meant for a life that has ended.
+        self._is_over = False
         self._emptied = asyncio.Event()
 
     def on_message(self, message: ToWorker) -> None:
@@ -96,8 +99,9 @@ class PrefillJobs:
 
     def _run(self, message: RunPrefill) -> None:
         request = message.request
-        if message.ticket.prefill_generation != self.generation or request in self._jobs:
-            _log.warning("request %s: not run: an old generation, or here already", request)
+        is_stale = self._is_over or message.ticket.prefill_generation != self.generation
+        if is_stale or request in self._jobs:
+            _log.warning("request %s: not run: of a life that is over, or here already", request)
             return
         self._jobs[request] = _Job(message, self._clock.now() + message.deadline_s)
         self._faults.reach(FaultPoint.PREFILL_ACCEPTED)
@@ -116,10 +120,12 @@ class PrefillJobs:
     def begin(self, generation: Generation) -> None:
         """A new life begins (the first one too): the tickets of the past are refused."""
         self.generation = generation
+        self._is_over = False
         self._source.refuse_all(generation)
 
     async def drop_all(self) -> None:
-        """The life is over: abort every job; ends when nothing of any is held."""
+        """The life is over: abort every job and run no more; ends when nothing of any is held."""
+        self._is_over = True
         for request in list(self._jobs):
             self.abort(request)
         await self.until_idle()
@@ -158,7 +164,13 @@ class PrefillJobs:
             return
         self._faults.reach(FaultPoint.PREFILL_RESERVED)
         remaining_s = max(0.0, job.deadline_at - self._clock.now())
-        job.offer = self._source.offer(job.message.ticket, blocks, len(job.message.prompt), remaining_s)
+        try:
+            job.offer = self._source.offer(job.message.ticket, blocks, len(job.message.prompt), remaining_s)
+        except (TransferError, ValueError) as error:
+            # Nobody was offered the blocks, so nobody reads them.
+            job.failure = Failure(FailureKind.HANDOFF_FAILED, f"the KV cannot be offered: {error}")
+            self._engine.end(request)
+            return
         self._tasks.start(self._until_released(request, job.offer), f"offer:{request}")
 
     async def _until_released(self, request: RequestId, offer: Offer) -> None:

@@ -43,6 +43,8 @@ async def victims(deterministic_folder: Path, tmp_path_factory: pytest.TempPathF
     async with processes(
         deterministic_folder, config_of(fault_file), deadline_s=DEADLINE_S, heartbeat_s=0.2, lease_s=1.5
     ) as mesh:
+        for name in ("p0", "p1", "d0", "d1"):
+            await until_joined(mesh, InstanceId(name), 1)
         yield Victims(mesh, fault_file)
 
 
@@ -83,7 +85,7 @@ async def test_the_death_of_the_gateway_frees_everything(action: signal.Signals,
     for events in await asyncio.gather(*doomed, return_exceptions=True):
         # A stopped gateway may find the last tokens in its socket when it goes on: then the answer is whole.
         whole = isinstance(events, list) and ended_well(events)
-        assert not whole or (action == signal.SIGSTOP and len(events) > 4000)
+        assert not whole or action == signal.SIGSTOP
     for name in names:
         await until_joined(mesh, name, joined[name] + 1)
     await mesh.until_nothing_is_held()
@@ -115,6 +117,8 @@ async def die_and_recover(point: FaultPoint, action: str, victims: Victims) -> N
     await mesh.until_nothing_is_held()
     for _ in range(3):
         assert ended_well(await stream(mesh))
+    # The next test counts on an idle mesh to know where its request goes.
+    await mesh.until_nothing_is_held()
 
 
 async def stream(mesh: Processes, split: str | int = "full", max_tokens: int = 12) -> list[Any]:

@@ -2,7 +2,10 @@
 
 from collections.abc import Callable
 
+import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from common.errors import FailureKind
 from common.ids import RequestId
@@ -39,9 +42,11 @@ class Bench:
         chunk: int | None = None,
         prompts_per_step: int | None = None,
         fail_at_step: int | None = None,
+        block_size: int = 4,
     ) -> None:
-        self.runner = DeterministicRunner(deterministic_layout(block_size=4), num_blocks, fail_at_step=fail_at_step)
-        limits = BatchLimits(4, max_sequences, budget, chunk, prompts_per_step)
+        layout = deterministic_layout(block_size=block_size)
+        self.runner = DeterministicRunner(layout, num_blocks, fail_at_step=fail_at_step)
+        limits = BatchLimits(block_size, max_sequences, budget, chunk, prompts_per_step)
         self.events: list[EngineEvent] = []
         self.core = EngineCore(self.runner, limits, self.events.append)
 
@@ -263,6 +268,10 @@ def test_ending_a_job_at_any_time_frees_everything(steps: int) -> None:
         ({"prompt": ()}, "empty"),
         ({"split": 23}, "split 23"),
         ({"max_tokens": 5000}, "context is 4096"),
+        ({"max_tokens": 0}, "max_tokens 0"),
+        ({"choices": 0}, "choices 0"),
+        ({"prompt": (1, 256)}, "token id 256"),
+        ({"prompt": (-1, 2)}, "token id -1"),
         ({"prompt": tuple(range(200)) * 2, "max_tokens": 1}, "holds 256"),
     ],
 )
@@ -276,10 +285,114 @@ def test_what_can_never_be_served_is_refused_with_numbers(changes: dict[str, obj
     bench.assert_empty()
 
 
-def test_the_same_request_twice_is_refused_and_the_first_goes_on() -> None:
+def test_the_same_request_twice_changes_nothing_about_the_first() -> None:
     bench = Bench()
     bench.core.submit(job())
-    bench.core.submit(job())
+    bench.core.submit(job(max_tokens=2))
     bench.run()
-    assert [e.failure is None for e in bench.ends("r")] == [False, True]
+    assert bench.ends("r") == [JobEnded(RequestId("r"), None)], "the last event about a request comes once"
     assert bench.tokens("r") == answer()
+    bench.assert_empty()
+
+
+def test_a_step_that_only_preempts_is_followed_by_another() -> None:
+    # Blocks of one token. When "c" needs its second block, the forked choices of "a" hold all the others, shared:
+    # preempting one of the two frees nothing by itself, so all three go in one step, which then computes nothing.
+    bench = Bench(num_blocks=6, budget=3, block_size=1)
+    bench.core.submit(job("c", prompt=(1,), max_tokens=6))
+    bench.core.submit(job("a", prompt=(2, 3, 4, 5), max_tokens=2, choices=2))
+    bench.run()
+    assert bench.tokens("c") == answer(prompt=(1,), max_tokens=6)
+    assert len(bench.ends("a")) == 1
+    bench.assert_empty()
+
+
+class Pair:
+    """A core whose jobs get the KV of [0, split) from another core, late and in any order."""
+
+    def __init__(self, bench: Bench, draw: Callable[[int], int]) -> None:
+        self.bench = bench
+        self._draw = draw
+        self._landing: list[BlocksReserved] = []
+        self._jobs: dict[RequestId, DecodeJob] = {}
+        self._seen = 0
+
+    def submit(self, work: DecodeJob) -> None:
+        self._jobs[work.request] = work
+        self.bench.core.submit(work)
+
+    def is_open(self, request: str) -> bool:
+        return not self.bench.ends(request)
+
+    def land_one(self) -> bool:
+        """Whether a hand-off was under way; one of them is then complete."""
+        new = self.bench.events[self._seen :]
+        self._seen = len(self.bench.events)
+        self._landing += [event for event in new if isinstance(event, BlocksReserved)]
+        self._landing = [event for event in self._landing if self.is_open(event.request)]
+        if not self._landing:
+            return False
+        landed = self._landing.pop(self._draw(len(self._landing)))
+        self._fill(landed)
+        self.bench.core.kv_landed(landed.request)
+        return True
+
+    def _fill(self, target: BlocksReserved) -> None:
+        work = self._jobs[target.request]
+        source = Bench(budget=None, block_size=self.bench.runner.layout.block_size)
+        source.core.submit(PrefillJob(work.request, work.prompt[: work.split]))
+        source.run()
+        (offered,) = [event for event in source.events if isinstance(event, BlocksReserved)]
+        ours, theirs = self.bench.runner.kv, source.runner.kv
+        for mine, other in zip((*ours.keys, *ours.values), (*theirs.keys, *theirs.values), strict=True):
+            for here, there in zip(target.blocks, offered.blocks, strict=False):
+                mine[here].copy_(other[there])
+
+
+def alone(work: DecodeJob, choice: int) -> list[int]:
+    bench = Bench(budget=None)
+    bench.core.submit(msgspec.structs.replace(work, split=0))
+    bench.run()
+    return bench.tokens(work.request, choice)
+
+
+@given(data=st.data())
+def test_any_crowd_ends_and_says_what_each_says_alone(data: st.DataObject) -> None:
+    def draw(low: int, high: int) -> int:
+        return data.draw(st.integers(low, high))
+
+    block_size = data.draw(st.sampled_from([1, 2, 4]))
+    works = [
+        job(
+            f"r{index}",
+            prompt=PROMPT[: (length := draw(1, 9))],
+            split=draw(0, length - 1),
+            max_tokens=draw(1, 6),
+            choices=draw(1, 3),
+            sampling=SamplingParams(temperature=1.0, seed=index),
+        )
+        for index in range(draw(1, 5))
+    ]
+    largest = max(-(-(len(work.prompt) + work.max_tokens - 1) // block_size) for work in works)
+    bench = Bench(num_blocks=largest + draw(0, 3), max_sequences=draw(1, 4), budget=draw(1, 12), block_size=block_size)
+    pair = Pair(bench, lambda count: draw(0, count - 1))
+    aborted: set[RequestId] = set()
+    for work in works:
+        pair.submit(work)
+    # As the engine's thread does it: after a step that changed nothing, only a command can.
+    for _ in range(2_000):
+        if not bench.core.step() and not pair.land_one():
+            break
+        if draw(0, 3) == 0:
+            pair.land_one()
+        if draw(0, 15) == 0:
+            aborted.add(works[0].request)
+            bench.core.end(works[0].request)
+        bench.core.check_integrity()
+    for work in works:
+        assert len(bench.ends(work.request)) == 1, "every job ends, and once"
+        for choice in range(work.choices):
+            said = bench.tokens(work.request, choice)
+            assert said == alone(work, choice)[: len(said)]
+            assert len(said) == work.max_tokens or work.request in aborted
+    bench.assert_empty()
