@@ -28,11 +28,25 @@ def problems(config: MeshConfig) -> Iterator[str]:
 def _of_gateway(gateway: GatewayConfig) -> Iterator[str]:
     yield from _refusal("gateway.http", lambda: parse_http(gateway.http))
     yield from _refusal("gateway.control", lambda: parse_control(gateway.control))
+    if _same_port(gateway):
+        yield (
+            f"gateway.control is {gateway.control!r}, on the port of gateway.http {gateway.http!r}: "
+            "two doors need two ports; choose another, or 0 for a free one"
+        )
     if gateway.lease_s < 2 * gateway.heartbeat_s:
         yield (
             f"gateway.lease_s is {gateway.lease_s!r} with gateway.heartbeat_s {gateway.heartbeat_s!r}: a lease must "
             "outlast two heartbeats, or one late message loses an instance; raise lease_s or lower heartbeat_s"
         )
+
+
+def _same_port(gateway: GatewayConfig) -> bool:
+    try:
+        control = parse_control(gateway.control)
+        port = parse_http(gateway.http)[1]
+    except ConfigError:
+        return False  # told by another rule
+    return control is not None and control[1] == port != 0
 
 
 def _of_transfer_host(host: str) -> Iterator[str]:

@@ -17,6 +17,10 @@ RESERVED = frozenset({"PDMESH_CACHE", "PDMESH_DATA", "PDMESH_TORCH"})
 """Variables that are not configuration of a mesh."""
 
 
+_NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
+"""What the parser raises: ValueError for dates that do not exist and integers of thousands of digits."""
+
+
 class Setting(msgspec.Struct, frozen=True):
     """One value given from outside the file, and how its giver calls it."""
 
@@ -38,6 +42,12 @@ class _StrictLoader(yaml.SafeLoader):
             seen.add(key.value if isinstance(key, yaml.ScalarNode) else "")
         return super().construct_mapping(node, deep)
 
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            # An anchor may stand within itself, a tree without end; and no key needs one.
+            raise yaml.composer.ComposerError(None, None, "aliases are not supported", self.peek_event().start_mark)
+        return super().compose_node(parent, index)
+
 
 def read_file(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file; an empty file is an empty mapping. Raises ConfigError."""
@@ -49,7 +59,7 @@ def read_file(path: Path) -> dict[str, Any]:
         ) from error
     try:
         data = yaml.load(text, Loader=_StrictLoader)
-    except yaml.YAMLError as error:
+    except _NOT_YAML as error:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if data is None:
         return {}
@@ -88,5 +98,5 @@ def variables() -> Iterator[str]:
 def _parse(name: str, text: str) -> Any:
     try:
         return yaml.load(text, Loader=_StrictLoader)
-    except yaml.YAMLError as error:
+    except _NOT_YAML as error:
         raise ConfigError(f"{name} is {text!r}, which is not YAML: {' '.join(str(error).split())}") from error

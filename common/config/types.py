@@ -10,7 +10,8 @@ from common.messages.control import Role
 
 DType = Literal["float32", "bfloat16", "float16"]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
-PositiveSeconds = Annotated[float, msgspec.Meta(gt=0)]
+PositiveSeconds = Annotated[float, msgspec.Meta(gt=0, le=31_536_000)]
+"""At most a year: timers take no infinity."""
 Split = Literal["full"] | Annotated[int, msgspec.Meta(ge=0)] | Annotated[float, msgspec.Meta(ge=0, le=1)]
 """full = L-1; an integer = tokens (clamped to L-1); a float f in [0, 1] = round(f·(L-1)). 1 is a token, 1.0 is all."""
 
@@ -61,7 +62,7 @@ class TransferConfig(_Section, frozen=True):
 class EmulateConfig(_Section, frozen=True):
     """Make this machine look like another; every figure made with it is labelled emulated."""
 
-    slowdown: Annotated[float, msgspec.Meta(ge=1)] = 1.0
+    slowdown: Annotated[float, msgspec.Meta(ge=1, le=1_000_000)] = 1.0
     """Each step is stretched to slowdown × its measured time."""
     fault_file: str | None = None
     """For tests: a file that orders this process to die at a named point (common.faults)."""
@@ -75,7 +76,7 @@ class InstanceConfig(_Section, frozen=True):
     device: str = "cpu"
     dtype: DType | None = None
     """None: the mesh's dtype."""
-    threads: Positive | None = None
+    threads: Annotated[int, msgspec.Meta(ge=1, le=1024)] | None = None
     """None: the machine's cores shared evenly among the instances."""
     cpu_affinity: tuple[int, ...] | None = None
     block_size: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 16

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Awaitable, Callable
+from typing import Final
 
 import msgspec
 from aiohttp import web
@@ -16,6 +17,10 @@ from services.gateway.stream import Mesh
 from services.gateway.text_lane import TextLane
 
 _log = logging.getLogger(__name__)
+
+IDLE_S: Final = 75.0
+"""How long a connection may take to ask: for its first request and between two. aiohttp's own default is an hour,
+for which a thousand clients that never end their headers would take all file descriptors."""
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -51,8 +56,8 @@ def build_app(
 
 
 def build_runner(app: web.Application) -> web.AppRunner:
-    """A runner that cancels the handler of a client that went away."""
-    return web.AppRunner(app, handler_cancellation=True, access_log=None)
+    """A runner that cancels the handler of a client that went away, and closes connections that do not ask."""
+    return web.AppRunner(app, handler_cancellation=True, access_log=None, keepalive_timeout=IDLE_S)
 
 
 class _ModelRoutes:

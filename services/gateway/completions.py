@@ -25,11 +25,11 @@ from services.gateway.openai_requests import (
     parse_chat,
     parse_completion,
 )
-from services.gateway.planning import plan_request, rules_of
+from services.gateway.planning import context_exceeded, plan_request, rules_of
 from services.gateway.responses import error_response, json_response
 from services.gateway.sse import EventStream
 from services.gateway.stream import Mesh
-from services.gateway.text_lane import TextLane
+from services.gateway.text_lane import TextLane, TextTooLong
 from services.text.chat_template import TemplateRefused
 
 _log = logging.getLogger(__name__)
@@ -213,6 +213,8 @@ class Completions:
                 message = f"the request took longer than {self._settings.deadline_s} s"
                 failure = Failure(FailureKind.DEADLINE_EXCEEDED, message)
                 return failure, from_failure(failure)
+            case TextTooLong(least_tokens=least):
+                return self._explained(context_exceeded(self._context(), f"at least {least}", "prompt"))
             case TemplateRefused():
                 return self._explained(invalid(str(error), "messages"))
             case web.HTTPRequestEntityTooLarge():
@@ -228,9 +230,9 @@ class Completions:
     async def _tokens(self, prompt: Prompt) -> tuple[int, ...]:
         match prompt:
             case ChatPrompt(messages):
-                return await self._text.encode_chat(messages)
+                return await self._text.encode_chat(messages, self._context())
             case TextPrompt(text):
-                return await self._text.encode_text(text)
+                return await self._text.encode_text(text, self._context())
             case TokenPrompt(tokens):
                 return tokens
             case _:

@@ -38,8 +38,8 @@ class GenerationFields(_Fields, frozen=True, kw_only=True):
     min_tokens: Annotated[int, Meta(ge=0)] = 0
     temperature: Annotated[float, Meta(ge=0, le=2)] = 1.0
     top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
-    top_k: Annotated[int, Meta(ge=-1)] = 0
-    """0 and -1 keep all."""
+    top_k: Annotated[int, Meta(ge=-1, le=2**31 - 1)] = 0
+    """0 and -1 keep all. The bound is the wire's business: MessagePack has no integers of more than 64 bits."""
     min_p: Annotated[float, Meta(ge=0, le=1)] = 0.0
     repetition_penalty: Annotated[float, Meta(gt=0, le=10)] = 1.0
     frequency_penalty: Penalty = 0.0

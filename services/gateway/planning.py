@@ -1,7 +1,7 @@
 """From a checked call and its prompt's tokens to what the mesh is asked. Pure."""
 
 from common.ids import RequestId
-from services.gateway.openai_errors import invalid
+from services.gateway.openai_errors import ApiError, invalid
 from services.gateway.openai_requests import Call
 from services.gateway.stream import GenerationRequest
 from services.text.choice import ChoiceRules
@@ -23,6 +23,16 @@ def plan_request(
     )
 
 
+def context_exceeded(context: int, needed: str, param: str) -> ApiError:
+    """The prompt, or the prompt and its answer, have no room; `needed` follows the words "the prompt has"."""
+    return invalid(
+        f"this model's context is {context} tokens; the prompt has {needed}; "
+        "shorten the prompt or ask for fewer tokens",
+        param,
+        "context_length_exceeded",
+    )
+
+
 def rules_of(call: Call, request: GenerationRequest) -> ChoiceRules:
     """How the text of each choice ends."""
     return ChoiceRules(call.stops, frozenset(request.stop_tokens), call.min_tokens)
@@ -34,12 +44,8 @@ def _max_tokens(call: Call, prompt: int, context: int) -> int:
     room = context - prompt
     wanted = max(call.max_tokens or 1, call.min_tokens)
     if wanted > room:
-        raise invalid(
-            f"this model's context is {context} tokens; the prompt has {prompt} and the answer may need {wanted}, "
-            f"together {prompt + wanted}; shorten the prompt or ask for fewer tokens",
-            "max_tokens" if room > 0 else "prompt",
-            "context_length_exceeded",
-        )
+        needed = f"{prompt} and the answer may need {wanted}, together {prompt + wanted}"
+        raise context_exceeded(context, needed, "max_tokens" if room > 0 else "prompt")
     if call.max_tokens is not None:
         return call.max_tokens
     default = room if call.default_max_tokens is None else max(call.default_max_tokens, call.min_tokens)

@@ -7,10 +7,19 @@ import asyncio
 from collections.abc import Mapping, Sequence
 
 from common.messages.control import EmittedTokens
+from common.errors import PdmeshError
 from services.gateway.text_thread import TextThread
 from services.text.chat_template import ChatTemplate, TemplateRefused
 from services.text.choice import ChoiceRules, ChoiceText, TextDelta
 from services.text.tokenizer import Tokenizer
+
+
+class TextTooLong(PdmeshError):
+    """A text that cannot fit, which was found without encoding it."""
+
+    def __init__(self, least_tokens: int) -> None:
+        super().__init__(f"the text has at least {least_tokens} tokens")
+        self.least_tokens = least_tokens
 
 
 class TextLane:
@@ -35,13 +44,13 @@ class TextLane:
     async def __aexit__(self, *_: object) -> None:
         await asyncio.gather(self._prompts.close(), self._answers.close())
 
-    async def encode_text(self, text: str) -> tuple[int, ...]:
-        """The ids of a plain prompt, with what the model wants around it."""
-        return await self._prompts.run(lambda: self._tokenizer.encode(text, add_special_tokens=True))
+    async def encode_text(self, text: str, most: int) -> tuple[int, ...]:
+        """The ids of a plain prompt, with what the model wants around it; TextTooLong only for more than `most`."""
+        return await self._prompts.run(lambda: self._encode(text, most, add_special_tokens=True))
 
-    async def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> tuple[int, ...]:
-        """The ids of a conversation up to where the answer begins; raises TemplateRefused."""
-        return await self._prompts.run(lambda: self._encode_chat(messages))
+    async def encode_chat(self, messages: Sequence[Mapping[str, str]], most: int) -> tuple[int, ...]:
+        """The ids of a conversation up to where the answer begins; TemplateRefused, or TextTooLong as above."""
+        return await self._prompts.run(lambda: self._encode_chat(messages, most))
 
     async def open_choices(self, rules: ChoiceRules, count: int) -> tuple[ChoiceText, ...]:
         """The empty texts of a request's choices, to be given to `push` one call at a time each."""
@@ -51,7 +60,13 @@ class TextLane:
         """Add the event's tokens to the choice it belongs to."""
         return await self._answers.run(lambda: choice.push(event.tokens, event.finish, event.logprobs))
 
-    def _encode_chat(self, messages: Sequence[Mapping[str, str]]) -> tuple[int, ...]:
+    def _encode(self, text: str, most: int, *, add_special_tokens: bool) -> tuple[int, ...]:
+        # Seconds of work for a text of megabytes, while every other prompt waits: not for one that cannot be served.
+        if (least := self._tokenizer.least_tokens(text)) > most:
+            raise TextTooLong(least)
+        return self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
+
+    def _encode_chat(self, messages: Sequence[Mapping[str, str]], most: int) -> tuple[int, ...]:
         if self._template is None:
             raise TemplateRefused("this model has no chat template; send a plain prompt to /v1/completions")
-        return self._tokenizer.encode(self._template.render(messages), add_special_tokens=False)
+        return self._encode(self._template.render(messages), most, add_special_tokens=False)

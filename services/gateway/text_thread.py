@@ -26,7 +26,9 @@ class _Job:
         self._error: BaseException | None = None
 
     def perform(self) -> None:
-        """On the thread."""
+        """On the thread. Nobody waits for a cancelled job: doing it would only delay the others."""
+        if self._future.done():
+            return
         try:
             self._result = self._work()
         except Exception as error:
@@ -64,7 +66,7 @@ class TextThread:
         self._thread.start()
 
     async def run(self, work: Callable[[], T]) -> T:
-        """Do `work` on the thread; its result or its error comes back. Cancelling drops the result only."""
+        """Do `work` on the thread; its result or its error comes back. Cancelling drops work not begun, or its result."""
         if self._loop is None:
             raise LaneClosed("the text lane is not running; enter it before the server takes requests")
         future: asyncio.Future[T] = self._loop.create_future()

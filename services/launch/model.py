@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from common.errors import ModelError
+from common.model_store import ModelLocation, cache_root, resolve
 from services.launch.commands import MODEL_PROGRAM
 
 _GRACE_S = 5.0
@@ -16,8 +17,11 @@ _GRACE_S = 5.0
 async def prepare_model(name: str, environ: Mapping[str, str], program: tuple[str, ...] = MODEL_PROGRAM) -> Path:
     """The folder of the model `name`, made first where needed; progress goes to this process's stderr.
 
-    Raises ModelError; the reason is on stderr.  Cancelling ends the process.
+    One that lies ready costs no process.  Raises ModelError; the reason is in it or on stderr.  Cancelling ends the
+    process.
     """
+    if (folder := _lies_ready(name, environ)) is not None:
+        return folder
     process = await asyncio.create_subprocess_exec(
         *program,
         name,
@@ -38,6 +42,13 @@ async def prepare_model(name: str, environ: Mapping[str, str], program: tuple[st
             " name a built-in model, a folder, a .gguf file or a hub id"
         )
     return Path(folder)
+
+
+def _lies_ready(name: str, environ: Mapping[str, str]) -> Path | None:
+    if Path(name).suffix == ".gguf":
+        return None  # known by the sha256 of the whole file, which takes seconds and must be cancellable
+    found = resolve(name, cache_root(environ))
+    return found.folder if isinstance(found, ModelLocation) else None
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:

@@ -46,6 +46,7 @@ class Tokenizer:
         self._decoder_kinds = _decoder_kinds(backend)
         self._byte_table = self._bytes_of_tokens() if self._decoder_kinds == {"ByteLevel"} else None
         self._byte_tokens = self._byte_fallback_tokens()
+        self._longest_token = self._longest() if self._byte_table and backend.normalizer is None else 0
 
     @classmethod
     def load(cls, folder: Path) -> "Tokenizer":
@@ -65,7 +66,13 @@ class Tokenizer:
 
         transformers too lets add_bos_token and add_eos_token of tokenizer_config.json have no say in this.
         """
-        return tuple(self._backend.encode(text, add_special_tokens=add_special_tokens).ids)
+        # Not backend.encode(): that holds the interpreter's lock, so that a text of megabytes stops every other thread.
+        (encoding,) = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        return tuple(encoding.ids)
+
+    def least_tokens(self, text: str) -> int:
+        """No encoding of `text` has fewer tokens, found without encoding it; 0 where this vocabulary does not tell."""
+        return -(-len(text) // self._longest_token) if self._longest_token else 0
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids` without special tokens; ids outside the vocabulary have none."""
@@ -105,6 +112,13 @@ class Tokenizer:
         return tuple(
             None if token is None or i in self._hidden else bytes_of_token(token) for i, token in enumerate(tokens)
         )
+
+    def _longest(self) -> int:
+        """Characters of the longest token; 0 where an added token takes in any number of spaces around it."""
+        if any(token.lstrip or token.rstrip for token in self._backend.get_added_tokens_decoder().values()):
+            return 0
+        # Byte-level tokens have a character for each byte, and a text has no more characters than bytes.
+        return max(map(len, self._backend.get_vocab(with_added_tokens=True)))
 
     def _byte_fallback_tokens(self) -> dict[int, int]:
         if "ByteFallback" not in self._decoder_kinds:

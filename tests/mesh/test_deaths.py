@@ -74,13 +74,14 @@ async def test_the_death_of_the_gateway_frees_everything(action: signal.Signals,
     mesh = victims.mesh
     names = [InstanceId(name) for name in mesh.local.names() if name != "gateway"]
     joined = {name: times_joined(mesh, name) for name in names}
+    losses = {name: times_lost(mesh, name) for name in names}
     doomed = [asyncio.ensure_future(stream(mesh, split, max_tokens=4000)) for split in ("full", 0)]
     await until_running(mesh)
     mesh.local.kill("gateway", action)
     if action == signal.SIGSTOP:
         # The workers must let go by themselves; that they have is seen when they join anew.
         for name in names:
-            await until_logged(mesh, name, "lost the membership")
+            await until_lost_gateway(mesh, name, losses[name] + 1)
         mesh.local.kill("gateway", signal.SIGCONT)
     for events in await asyncio.gather(*doomed, return_exceptions=True):
         # A stopped gateway may find the last tokens in its socket when it goes on: then the answer is whole.
@@ -176,9 +177,9 @@ def times_joined(mesh: Processes, name: InstanceId) -> int:
     return sum("joined the mesh with generation" in line for line in mesh.local.logs(name))
 
 
-async def until_logged(mesh: Processes, name: InstanceId, words: str) -> None:
+async def until_lost_gateway(mesh: Processes, name: InstanceId, times: int) -> None:
     async with asyncio.timeout(20):
-        while not any(words in line for line in mesh.local.logs(name)[-5:]):  # noqa: ASYNC110
+        while times_lost(mesh, name) < times:  # noqa: ASYNC110 - another process
             await asyncio.sleep(0.05)
 
 
@@ -187,6 +188,10 @@ async def until_lost(mesh: Processes, name: InstanceId) -> None:
     async with asyncio.timeout(10):
         while f'pdmesh_instance_steps{{instance="{name}"}}' in await mesh.metrics():  # noqa: ASYNC110
             await asyncio.sleep(0.05)
+
+
+def times_lost(mesh: Processes, name: InstanceId) -> int:
+    return sum("lost the membership" in line for line in mesh.local.logs(name))
 
 
 async def until_joined(mesh: Processes, name: InstanceId, times: int) -> None:
