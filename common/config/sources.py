@@ -16,7 +16,6 @@ PREFIX = "PDMESH_"
 RESERVED = frozenset({"PDMESH_CACHE", "PDMESH_DATA", "PDMESH_TORCH"})
 """Variables that are not configuration of a mesh."""
 
-
 _NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
 """What the parser raises: ValueError for dates that do not exist and integers of thousands of digits."""
 
@@ -45,7 +44,8 @@ class _StrictLoader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             # An anchor may stand within itself, a tree without end; and no key needs one.
-            raise yaml.composer.ComposerError(None, None, "aliases are not supported", self.peek_event().start_mark)
+            alias = self.get_event()
+            raise yaml.composer.ComposerError(None, None, "aliases are not supported", alias.start_mark)
         return super().compose_node(parent, index)
 
 

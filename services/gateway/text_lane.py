@@ -6,8 +6,8 @@ Two threads: one turns messages into prompts, one turns tokens into text, so tha
 import asyncio
 from collections.abc import Mapping, Sequence
 
-from common.messages.control import EmittedTokens
 from common.errors import PdmeshError
+from common.messages.control import EmittedTokens
 from services.gateway.text_thread import TextThread
 from services.text.chat_template import ChatTemplate, TemplateRefused
 from services.text.choice import ChoiceRules, ChoiceText, TextDelta

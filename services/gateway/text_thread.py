@@ -66,7 +66,10 @@ class TextThread:
         self._thread.start()
 
     async def run(self, work: Callable[[], T]) -> T:
-        """Do `work` on the thread; its result or its error comes back. Cancelling drops work not begun, or its result."""
+        """Do `work` on the thread; its result or its error comes back.
+
+        Cancelling drops work not begun, and the result of work under way.
+        """
         if self._loop is None:
             raise LaneClosed("the text lane is not running; enter it before the server takes requests")
         future: asyncio.Future[T] = self._loop.create_future()

@@ -20,8 +20,8 @@ async def prepare_model(name: str, environ: Mapping[str, str], program: tuple[st
     One that lies ready costs no process.  Raises ModelError; the reason is in it or on stderr.  Cancelling ends the
     process.
     """
-    if (folder := _lies_ready(name, environ)) is not None:
-        return folder
+    if (ready := _lies_ready(name, environ)) is not None:
+        return ready
     process = await asyncio.create_subprocess_exec(
         *program,
         name,
