@@ -44,7 +44,7 @@ class _StrictLoader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             # An anchor may stand within itself, a tree without end; and no key needs one.
-            alias = self.get_event()
+            alias = self.get_event()  # type: ignore[no-untyped-call]  # the stubs leave it out
             raise yaml.composer.ComposerError(None, None, "aliases are not supported", alias.start_mark)
         return super().compose_node(parent, index)
 
