@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Awaitable, Callable
-from typing import assert_never
+from typing import Final, assert_never
 
 from common.bus import membership
 from common.bus.client import BusClient, Disconnected
@@ -12,6 +12,9 @@ from common.ids import Generation
 from common.messages.control import FromWorker, Heartbeat, Leaving, Load, Register, ToWorker
 
 _log = logging.getLogger(__name__)
+
+_ATTEMPTS_IN_SILENCE: Final = 7
+"""Attempts to join that nobody answered, 2.5 s of them, after which the log says so; once in each life."""
 
 
 class MembershipRejected(PdmeshError):
@@ -146,13 +149,19 @@ class MembershipClient:
     def _send_register(self) -> None:
         left = self._client is not None and self._me is not None and self._client.offer(self._me)
         self._state = membership.register_sent(self._state, self._clock.now(), left=left)
+        if isinstance(self._state, membership.Joining) and self._state.attempt == _ATTEMPTS_IN_SILENCE:
+            _log.warning(
+                "not in the mesh: no gateway has answered; does one run, with the same gateway.control? "
+                "The attempts to join go on"
+            )
 
     def _send_heartbeat(self) -> None:
         if self._me is not None:
             self.send(Heartbeat(self._me.instance, self._me.generation, self._registration.load()))
 
     async def _drop_jobs(self, reason: str) -> None:
-        _log.warning("lost the membership of the mesh (generation %s): %s", self.generation, reason)
+        # Not an alarm: at every normal stop the gateway goes first. The jobs' owner warns of those that it costs.
+        _log.info("lost the membership of the mesh (generation %s): %s", self.generation, reason)
         await self._close()
         await self._registration.on_lost(reason)
         self._renew()

@@ -6,6 +6,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -36,7 +37,7 @@ class UpFlags(msgspec.Struct, frozen=True):
 
 
 def run_up(flags: UpFlags, environ: Mapping[str, str]) -> ExitCode:
-    """Run a local mesh until SIGINT (INTERRUPTED) or SIGTERM (DONE)."""
+    """Run a local mesh until SIGINT (INTERRUPTED), or SIGTERM or SIGHUP (DONE)."""
     config = config_for(flags, environ)
     configure_logs("up", config.log_level, sys.stderr)
     return asyncio.run(_run(config, environ))
@@ -74,7 +75,10 @@ def curl_line(url: str, model: str) -> str:
 
 
 class _Screen:
-    """What the person sees on stderr: the processes' lines, and what the start waits for."""
+    """What the person sees on stderr: the processes' lines, and what the start waits for.
+
+    A terminal that has been closed takes no more; nobody is there to be told, and the mesh must still end in order.
+    """
 
     def __init__(self) -> None:
         self._console = Console(stderr=True)
@@ -82,14 +86,14 @@ class _Screen:
 
     def line(self, name: str, line: str) -> None:
         """A line that a process wrote."""
-        self._console.print(f"{name:>8} | {line}", markup=False, highlight=False, soft_wrap=True)
+        self._print(f"{name:>8} | {line}")
 
     def waits_for(self, text: str) -> None:
         """What the start waits for now."""
         if not self._console.is_terminal:
-            self._console.print(f"starting: {text}", markup=False, highlight=False, soft_wrap=True)
+            self._print(f"starting: {text}")
         elif text.startswith("preparing"):
-            self._console.print(text, markup=False, highlight=False)  # it shows its own progress below
+            self._print(text)  # it shows its own progress below
         elif self._status is None:
             self._status = self._console.status(text)
             self._status.start()
@@ -99,17 +103,24 @@ class _Screen:
     def close(self) -> None:
         """Nothing is waited for any more."""
         if self._status is not None:
-            self._status.stop()
-            self._status = None
+            status, self._status = self._status, None
+            with suppress(OSError):
+                status.stop()
+
+    def _print(self, text: str) -> None:
+        with suppress(OSError):
+            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 class _Interrupts:
-    """SIGINT and SIGTERM as a value to wait for. The second one hurries."""
+    """SIGINT, SIGTERM and SIGHUP as a value to wait for. The second one hurries."""
 
     def __init__(self) -> None:
         self.first: asyncio.Future[signal.Signals] = asyncio.get_running_loop().create_future()
         self.mesh: LocalMesh | None = None
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if number is signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
+                continue  # nohup: to go on without a terminal was asked for
             asyncio.get_running_loop().add_signal_handler(number, self._signalled, number)
 
     def _signalled(self, number: signal.Signals) -> None:

@@ -46,6 +46,7 @@ class EngineCore:
         self._pool = BlockPool(runner.num_blocks)
         self._keys = itertools.count()
         self._sequences: dict[int, Sequence] = {}
+        """In order of arrival, as the decision wants them."""
         self._by_request: dict[RequestId, list[int]] = {}
         self._steps = 0
 
@@ -65,7 +66,8 @@ class EngineCore:
             return
         choices = tuple(range(job.choices)) if isinstance(job, DecodeJob) else ()
         external = job.split if isinstance(job, DecodeJob) else 0
-        self._add(Sequence(next(self._keys), job, choices, external=external))
+        key = next(self._keys)
+        self._add(Sequence(key, job, choices, external=external, arrival=key))
 
     def kv_landed(self, request: RequestId) -> None:
         """The KV of [0, split) is in the blocks of this decode job: go on from there. Unknown requests: no effect."""
@@ -166,7 +168,7 @@ class EngineCore:
             return
         if not tokens:
             return
-        branches = [sequence, *(self._fork(sequence, choice) for choice in sequence.choices[1:])]
+        branches = [sequence, *self._fork_all(sequence)]
         sequence.choices = sequence.choices[:1]
         for branch, token in zip(branches, tokens, strict=True):
             sampled.append(self._emit_token(branch, token))
@@ -183,11 +185,19 @@ class EngineCore:
             finish=sequence.finish_after(sampled.token),
         )
 
+    def _fork_all(self, parent: Sequence) -> list[Sequence]:
+        """A sequence for each choice but the first; they take their parent's place among those that came later."""
+        children = [self._fork(parent, choice) for choice in parent.choices[1:]]
+        if children:
+            by_arrival = sorted(self._sequences.items(), key=lambda item: (item[1].arrival, item[0]))
+            self._sequences = dict(by_arrival)
+        return children
+
     def _fork(self, parent: Sequence, choice: int) -> Sequence:
         """A sequence for another choice. It shares the parent's full blocks and copies the one still being filled;
         without room for that it starts over from its tokens, as after a preemption.
         """
-        child = Sequence(next(self._keys), parent.job, (choice,), output=list(parent.output))
+        child = Sequence(next(self._keys), parent.job, (choice,), output=list(parent.output), arrival=parent.arrival)
         self._add(child)
         full, partly = divmod(parent.computed, self._limits.block_size)
         holders = sum(s.phase is not Phase.WAITING for s in self._sequences.values())

@@ -1,5 +1,7 @@
 """The paged KV cache of one rank: per layer one K and one V tensor of blocks, in either memory order."""
 
+import math
+import mmap
 from collections.abc import Sequence
 
 import torch
@@ -40,7 +42,8 @@ class PagedKV:
     """`keys[i]` and `values[i]` hold layer `layout.layers.start + i`, each of shape [num_blocks, *block].
 
     A block is [block_size, heads, head_dim] (NHD) or [heads, block_size, head_dim] (HND). The tensors live as long
-    as this object and never move, so a transfer may read and write them directly. They start as zeros.
+    as this object and never move, so a transfer may read and write them directly. They start as zeros; on the CPU a
+    block takes physical memory from its first write on.
 
     Two kinds of index, computed once for all layers of a step, keep the order out of every caller:
     `token_rows` addresses single tokens (to write), `context_rows` whole blocks (to gather).
@@ -60,10 +63,7 @@ class PagedKV:
     def _tensors(self) -> tuple[torch.Tensor, ...]:
         size, heads, dim = self.layout.block_size, self._heads, self.layout.head_dim
         block = (size, heads, dim) if self.layout.order is KVOrder.NHD else (heads, size, dim)
-        return tuple(
-            torch.zeros((self.num_blocks, *block), dtype=self.dtype, device=self.device)
-            for _ in range(len(self.layout.layers))
-        )
+        return tuple(_zeros((self.num_blocks, *block), self.dtype, self.device) for _ in range(len(self.layout.layers)))
 
     def token_rows(self, slots: Sequence[int]) -> torch.Tensor:
         """Index of these slots for `write` and `clear`, on the cache's device."""
@@ -115,3 +115,13 @@ class PagedKV:
         if self.layout.order is KVOrder.NHD:
             return cache.view(-1, self._heads * self.layout.head_dim)
         return cache.view(-1, self.layout.head_dim)
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """`torch.zeros`; on the CPU out of fresh pages of the kernel, which are zeros without being touched."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    # torch.zeros writes every page: half a second of start-up for a GiB, all of it resident from then on.
+    pages = mmap.mmap(-1, math.prod(shape) * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    # The tensor keeps the mapping alive, and the mapping ends with it.
+    return torch.frombuffer(pages, dtype=dtype).view(shape)

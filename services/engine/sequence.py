@@ -21,6 +21,8 @@ class Sequence:
     computed: int = 0
     external: int = 0
     """Leading tokens whose KV will come from outside; 0 once it has, or once the sequence was preempted."""
+    arrival: int = 0
+    """Its place among the jobs, the oldest first; all choices of a job share it."""
     blocks: list[int] = field(default_factory=list)
     output: list[int] = field(default_factory=list)
 

@@ -1,6 +1,7 @@
 """An engine as a member of a mesh: joins, serves until told to stop, drains, leaves."""
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
@@ -12,6 +13,8 @@ from common.clock import Clock
 from common.ids import Generation
 from common.messages.control import FromWorker, Load, Register, ToWorker
 from common.tasks import TaskScope
+
+_log = logging.getLogger(__name__)
 
 
 class Jobs(Protocol):
@@ -59,6 +62,7 @@ class Worker:
     ) -> None:
         self._jobs = jobs
         self._describe = describe
+        self._control = control
         self._grace_s = grace_s
         self._member = MembershipClient(
             lambda: BusClient(control, to_worker_codec(), from_worker_codec(), drops=Drops(clock)),
@@ -67,7 +71,7 @@ class Worker:
                 register=self._register,
                 load=jobs.load,
                 on_message=jobs.on_message,
-                on_lost=lambda _: jobs.drop_all(),
+                on_lost=self._lost,
             ),
             clock,
         )
@@ -80,8 +84,15 @@ class Worker:
         self._jobs.begin(generation)
         return self._describe(generation)
 
+    async def _lost(self, reason: str) -> None:
+        load = self._jobs.load()
+        if held := load.waiting + load.running:
+            _log.warning("dropping %d requests: %s", held, reason)
+        await self._jobs.drop_all()
+
     async def serve(self, stop: asyncio.Event, broken: Awaitable[None]) -> None:
         """Be a member until `stop`."""
+        _log.info("ready to join the mesh at %s", self._control)
         tasks = TaskScope("worker")
         try:
             pending = {tasks.start(self._member.run(), "member"), tasks.start(self._leave_after(stop), "leave")}

@@ -14,6 +14,8 @@ PROGRAM = (sys.executable, "-m", "services.cli.main")
 """What runs a process of the mesh."""
 MODEL_PROGRAM = (sys.executable, "-m", "services.engine.loading")
 """What prepares a model: takes its name, shows progress on stderr, prints the folder as the last line on stdout."""
+BAD_CONFIGURATION = 2
+"""What these programs exit with when their configuration cannot be used."""
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
 

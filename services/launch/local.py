@@ -10,22 +10,24 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import msgspec
+import psutil
 import yaml
 
 from common.clock import Clock
 from common.config.addresses import format_host_port, parse_http
 from common.config.load import check_mesh
 from common.config.types import MeshConfig
+from common.errors import ConfigError, PdmeshError
 from common.hardware import usable_core_count
 from common.tasks import TaskScope
 from services.launch import restart
-from services.launch.commands import GATEWAY, PROGRAM, ProcessPlan, plan_processes
+from services.launch.commands import BAD_CONFIGURATION, GATEWAY, PROGRAM, ProcessPlan, plan_processes
 from services.launch.errors import LaunchError
 from services.launch.lifeline import Lifeline
 from services.launch.model import prepare_model
-from services.launch.process import ProcessGroup
+from services.launch.process import ProcessGroup, ended
 from services.launch.readiness import not_ready_reason
-from services.launch.settle import find_port, settle
+from services.launch.settle import check_memory, find_port, settle
 
 _log = logging.getLogger(__name__)
 
@@ -41,8 +43,6 @@ class LaunchOptions(msgspec.Struct, frozen=True):
     """What runs a process; the role and its options are appended."""
     model_folder: Path | None = None
     """The prepared model; None prepares the configured one first."""
-    scratch: Path | None = None
-    """Folder in which the settled configuration is kept while the mesh runs; None: the system's."""
     ready_timeout_s: float = 600.0
     gateway_grace_s: float = 20.0
     """How long the gateway may take to finish its requests once asked to end."""
@@ -57,7 +57,8 @@ class LocalMesh:
     """The processes of one mesh. `async with` starts them, waits until they serve, and leaves nothing behind.
 
     Ports that are 0 and threads that are null are decided here.  Until the mesh has been ready once, a process that
-    ends is a LaunchError; from then on it is started again, after a pause that grows with each crash in a row.
+    ends is a LaunchError, or a ConfigError where that was its reason; from then on it is started again, after a pause
+    that grows with each crash in a row.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class LocalMesh:
         self._held = ExitStack()
         self._hurry = asyncio.Event()
         self._has_been_ready = False
-        self._failure: LaunchError | None = None
+        self._failure: PdmeshError | None = None
 
     async def __aenter__(self) -> "LocalMesh":
         try:
@@ -114,7 +115,9 @@ class LocalMesh:
         self._hurry.set()
 
     async def wait_ready(self, timeout_s: float) -> None:
-        """Return when /ready answers 200. Raises LaunchError after `timeout_s`, or when a process failed to start."""
+        """Return when /ready answers 200. Raises LaunchError after `timeout_s`; where a process failed to start, what
+        the class says.
+        """
         host, port = parse_http(self.config.gateway.http)
         end_s = self._clock.now() + timeout_s
         told = ""
@@ -136,6 +139,7 @@ class LocalMesh:
 
     async def _start(self) -> None:
         options = self._options
+        check_memory(self.config, psutil.virtual_memory().total)
         self.config = settle(self.config, usable_core_count(), find_port)
         folder = options.model_folder
         if folder is None:
@@ -143,44 +147,48 @@ class LocalMesh:
             folder = await prepare_model(self.config.model, self._environ)
         lifeline = Lifeline()
         self._held.callback(lifeline.close)
+        config_fd = self._write_config()
         for plan in plan_processes(
             self.config,
             program=options.program,
-            config_file=self._write_config(),
+            config_file=Path(f"/dev/fd/{config_fd}"),
             model_folder=folder,
             parent_fd=lifeline.child_fd,
             environ=self._environ,
         ):
             self._lines[plan.name] = deque(maxlen=_KEPT_LINES)
-            self._supervisors[plan.name] = self._scope.start(self._supervise(plan, lifeline.child_fd), plan.name)
+            work = self._supervise(plan, (lifeline.child_fd, config_fd))
+            self._supervisors[plan.name] = self._scope.start(work, plan.name)
         await self.wait_ready(options.ready_timeout_s)
         self._has_been_ready = True
 
-    def _write_config(self) -> Path:
-        folder = self._held.enter_context(tempfile.TemporaryDirectory(prefix="pdmesh-", dir=self._options.scratch))
-        path = Path(folder) / "mesh.yaml"
-        path.write_text(yaml.safe_dump(msgspec.to_builtins(self.config), sort_keys=False), encoding="utf-8")
-        return path
+    def _write_config(self) -> int:
+        """A file without a name, as a descriptor for the children: whatever kills this process, no file is left."""
+        file = self._held.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 - the stack closes it
+        file.write(yaml.safe_dump(msgspec.to_builtins(self.config), sort_keys=False).encode())
+        file.flush()
+        return file.fileno()
 
-    async def _supervise(self, plan: ProcessPlan, keep_fd: int) -> None:
+    async def _supervise(self, plan: ProcessPlan, keep_fds: tuple[int, ...]) -> None:
         crashes = 0
         while True:
             started_s = self._clock.now()
             try:
-                code = await self._run_once(plan, keep_fd)
+                code = await self._run_once(plan, keep_fds)
             except OSError as error:
-                self._fail(f"cannot start {plan.name!r} with {plan.arguments!r}: {error}")
+                self._fail(LaunchError(f"cannot start {plan.name!r} with {plan.arguments!r}: {error}"))
                 return
             if not self._has_been_ready:
-                self._fail(self._epitaph(plan.name, code))
+                kind = ConfigError if code == BAD_CONFIGURATION else LaunchError
+                self._fail(kind(self._epitaph(plan.name, code)))
                 return
             crashes = restart.crashes_in_a_row(crashes, self._clock.now() - started_s)
             pause_s = restart.pause_s(crashes)
-            _log.warning("%s ended with code %s; it starts again in %.1f s", plan.name, code, pause_s)
+            _log.warning("%s %s; it starts again in %.1f s", plan.name, ended(code), pause_s)
             await asyncio.sleep(pause_s)
 
-    async def _run_once(self, plan: ProcessPlan, keep_fd: int) -> int:
-        group = await ProcessGroup.start(plan, keep_fd, lambda line: self._line(plan.name, line))
+    async def _run_once(self, plan: ProcessPlan, keep_fds: tuple[int, ...]) -> int:
+        group = await ProcessGroup.start(plan, keep_fds, lambda line: self._line(plan.name, line))
         self._groups[plan.name] = group
         try:
             return await group.wait()
@@ -189,17 +197,17 @@ class LocalMesh:
             await group.stop(grace_s, self._hurry)
             del self._groups[plan.name]
 
-    def _fail(self, message: str) -> None:
+    def _fail(self, failure: PdmeshError) -> None:
         """Keep the first failure: the others tend to follow from it."""
-        self._failure = self._failure or LaunchError(message)
+        self._failure = self._failure or failure
 
     def _line(self, name: str, line: str) -> None:
         self._lines[name].append(line)
         self._options.on_line(name, line)
 
     def _epitaph(self, name: str, code: int) -> str:
-        tail = "\n".join(f"  {line}" for line in [*self._lines[name]][-15:])
-        return f"the process {name!r} ended with code {code} before the mesh was ready; its last lines:\n{tail}"
+        tail = "\n".join(f"  {line}" for line in [*self._lines[name]][-15:]) or "  (none)"
+        return f"the process {name!r} {ended(code)} before the mesh was ready; its last lines:\n{tail}"
 
     def _known(self, name: str) -> str:
         if name not in self._lines:

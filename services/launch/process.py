@@ -14,6 +14,15 @@ _LAST_OUTPUT_S = 1.0
 """How long to read on after the process has ended, where something it left behind holds its output open."""
 
 
+def ended(code: int) -> str:
+    """How a process ended that has this exit code, in words."""
+    if code >= 0:
+        return f"ended with code {code}"
+    name = signal.Signals(-code).name if -code in {*signal.Signals} else f"signal {-code}"
+    hint = "; where nobody did it, the system lacked memory: lower kv_memory" if -code == signal.SIGKILL else ""
+    return f"was ended by {name}{hint}"
+
+
 class ProcessGroup:
     """A running child in a process group of its own, with stdout and stderr going to `on_line`.
 
@@ -26,15 +35,17 @@ class ProcessGroup:
         self._output = self._scope.start(self._pass_on(on_line), "output")
 
     @classmethod
-    async def start(cls, plan: ProcessPlan, keep_fd: int, on_line: Callable[[str], None]) -> "ProcessGroup":
-        """Start the process of `plan`, which inherits `keep_fd`. Raises OSError."""
+    async def start(
+        cls, plan: ProcessPlan, keep_fds: tuple[int, ...], on_line: Callable[[str], None]
+    ) -> "ProcessGroup":
+        """Start the process of `plan`, which inherits `keep_fds`. Raises OSError."""
         process = await asyncio.create_subprocess_exec(
             *plan.arguments,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
             env=dict(plan.environ),
-            pass_fds=(keep_fd,),
+            pass_fds=keep_fds,
             start_new_session=True,
         )
         return cls(process, on_line)

@@ -1,12 +1,15 @@
 """From a configuration to one that local processes can start from: counts, threads and ports decided."""
 
+import errno
 import socket
 from collections.abc import Callable
 
 import msgspec
 
 from common.config.addresses import format_host_port, parse_control, parse_http
+from common.config.sizes import parse_size
 from common.config.types import InstanceConfig, MeshConfig
+from common.errors import ConfigError
 from common.hardware import threads_for
 from common.ids import InstanceId
 from common.messages.control import Role
@@ -21,10 +24,13 @@ def find_port(host: str, port: int) -> int:
     try:
         return _bind(host, port)
     except OSError as error:
-        raise LaunchError(
-            f"cannot listen at {format_host_port(host, port)}: {error}; end what uses it, or choose another port"
-            " (gateway.http or --port, gateway.control), 0 for a free one"
-        ) from error
+        if error.errno in (errno.EADDRINUSE, errno.EACCES):
+            way_out = (
+                "end what uses it, or choose another port (gateway.http or --port, gateway.control), 0 for a free one"
+            )
+        else:
+            way_out = "gateway.http and gateway.control need an address of this machine, such as 127.0.0.1"
+        raise LaunchError(f"cannot listen at {format_host_port(host, port)}: {error}; {way_out}") from error
 
 
 def _bind(host: str, port: int) -> int:
@@ -50,6 +56,19 @@ def settle(config: MeshConfig, num_cores: int, find_port: PortFinder) -> MeshCon
             for instance in config.instances
         ),
     )
+
+
+def check_memory(config: MeshConfig, memory_bytes: int) -> None:
+    """Raise ConfigError for an instance whose KV cache alone is more than this machine's memory.
+
+    The system would let it start, and then kill it or a process of somebody else.
+    """
+    for instance in config.instances:
+        if instance.device == "cpu" and parse_size(instance.kv_memory) > memory_bytes:
+            raise ConfigError(
+                f"kv_memory of {instance.id} is {instance.kv_memory!r}, but this machine has "
+                f"{memory_bytes / 2**30:.1f}GiB of memory; lower it"
+            )
 
 
 def with_counts(config: MeshConfig, prefill: int | None, decode: int | None) -> MeshConfig:

@@ -126,6 +126,16 @@ class InProcessMesh:
         for worker in self.workers.values():
             await worker.engine.check_integrity()
 
+    async def until_all_are_members(self) -> None:
+        """After this no request is placed on a life that is over."""
+        members = [worker._worker._member for worker in self.workers.values()]
+        await self.until(lambda: all(member.is_joined for member in members))
+
+    def assert_serving(self) -> None:
+        """Every worker that was neither crashed nor stopped still serves; raises what ended one."""
+        for name, task in self._serving.items():
+            assert not task.done(), f"{name} serves no more: {task.exception()!r}"
+
     def _gateway_is_empty(self) -> bool:
         holdings = self.gateway.mesh.holdings()
         return (holdings.requests, holdings.queued, holdings.slots) == (0, 0, 0)

@@ -2,12 +2,13 @@
 
 import asyncio
 import itertools
+import logging
 from contextlib import asynccontextmanager
 
 import pytest
 
 from common.bus.member import MembershipClient, MembershipRejected, Registration
-from common.clock import SystemClock
+from common.clock import Clock, SystemClock
 from common.ids import Generation, RequestId
 from common.messages.control import (
     Abort,
@@ -31,7 +32,7 @@ WELCOME = Welcome(epoch=EPOCH, heartbeat_s=0.02, lease_s=0.3)
 class Worker:
     """A worker that notes what happens to it."""
 
-    def __init__(self, endpoint: str) -> None:
+    def __init__(self, endpoint: str, clock: Clock | None = None) -> None:
         numbers = itertools.count(1)
         self.messages: list[object] = []
         self.losses: list[str] = []
@@ -44,7 +45,7 @@ class Worker:
                 on_message=self.messages.append,
                 on_lost=self._on_lost,
             ),
-            SystemClock(),
+            clock or SystemClock(),
         )
 
     async def _on_lost(self, reason: str) -> None:
@@ -135,6 +136,42 @@ async def test_a_gateway_that_died_is_noticed_before_the_lease_ends_and_its_succ
     await welcome(successor, Generation(2), Welcome(epoch=Generation(100), heartbeat_s=0.02, lease_s=0.3))
     await scope.close()
     await successor.close()
+
+
+async def test_a_gateway_that_goes_away_is_no_alarm(caplog):
+    # It does so first at every normal stop of a mesh.
+    caplog.set_level(logging.INFO)
+    async with joined() as (server, worker, _):
+        await server.close()
+        await until(lambda: worker.losses)
+    mentions = [record.levelname for record in caplog.records if "lost the membership" in record.message]
+    assert mentions == ["INFO"]
+    assert "WARNING" not in [record.levelname for record in caplog.records]
+
+
+async def test_that_no_gateway_answers_is_told_once(caplog):
+    clock = HastyClock()
+    worker = Worker("tcp://127.0.0.1:9", clock)
+    scope = TaskScope("test")
+    scope.start(worker.member.run(), "member")
+    await until(lambda: clock.now() == clock.END_S)
+    await scope.close()
+    assert [record.message for record in caplog.records if "no gateway has answered" in record.message] == [
+        "not in the mesh: no gateway has answered; does one run, with the same gateway.control? "
+        "The attempts to join go on"
+    ]
+
+
+class HastyClock:
+    """Two seconds pass with every look at it, so that nothing is waited for, until it stands still."""
+
+    END_S = 200.0
+
+    def __init__(self) -> None:
+        self._looks = itertools.count()
+
+    def now(self) -> float:
+        return min(2.0 * next(self._looks), self.END_S)
 
 
 @pytest.mark.parametrize("said", [HeartbeatAck(epoch=Generation(5)), Rejected(reason="your lease ended")])

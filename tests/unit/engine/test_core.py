@@ -169,6 +169,17 @@ def test_choices_without_slots_are_computed_again_and_say_the_same() -> None:
     tight.assert_empty()
 
 
+def test_a_choice_without_a_slot_waits_before_requests_that_came_later() -> None:
+    bench = Bench(max_sequences=1)
+    bench.core.submit(job("first", choices=3))
+    bench.core.submit(job("later"))
+    bench.core.submit(job("last", choices=2))
+    bench.run()
+    ends = [event.request for event in bench.of(JobEnded) if isinstance(event, JobEnded)]
+    assert ends == ["first", "later", "last"]
+    bench.assert_empty()
+
+
 def test_preemption_computes_again_and_says_the_same() -> None:
     # Four requests that need 8 blocks each at the end share 13.
     bench = Bench(num_blocks=13)

@@ -1,5 +1,6 @@
 """The paged cache: both memory orders hold the same tokens, each in its own place."""
 
+import psutil
 import pytest
 import torch
 
@@ -109,3 +110,19 @@ def test_layouts_it_cannot_hold_are_refused() -> None:
         PagedKV(layout(dtype=KVDType.FLOAT8_E4M3FN), 1)
     with pytest.raises(ConfigError, match="packed"):
         PagedKV(layout(packed=True), 1)
+
+
+@pytest.mark.parametrize("dtype", [KVDType.FLOAT32, KVDType.BFLOAT16])
+def test_blocks_take_no_memory_before_they_are_written(dtype: KVDType) -> None:
+    shape = layout(dtype=dtype, head_dim=64)
+    budget = 1 << 29
+    before = psutil.Process().memory_info().rss
+    kv = PagedKV(shape, num_blocks_for(shape, budget))
+    grown = psutil.Process().memory_info().rss - before
+    assert grown < budget // 8, "every page of the budget was touched"
+    for cache in (*kv.keys, *kv.values):
+        assert cache.is_contiguous()
+        assert not cache[-1].any()
+        cache[-1] = 1
+        assert bool(cache[-1].all())
+        assert not cache[-2].any()

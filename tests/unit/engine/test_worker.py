@@ -2,14 +2,15 @@
 
 import asyncio
 import itertools
+from collections.abc import Callable
 
 import pytest
 
 from common.clock import SystemClock
 from common.ids import Generation
-from common.messages.control import Load, Register, ToWorker
+from common.messages.control import Load, Register, ToWorker, Welcome
 from services.engine.worker import Worker
-from tests.unit.common.bus_fixtures import registration
+from tests.unit.common.bus_fixtures import make_server, registration, until
 
 NOBODY = "tcp://127.0.0.1:9"
 
@@ -23,6 +24,7 @@ class ScriptedJobs:
         self.drain_begun = asyncio.Event()
         self.dropped = 0
         self.ends_when_dropped = True
+        self.held = Load()
 
     def on_message(self, message: ToWorker) -> None:
         raise AssertionError(f"nobody can have said {message!r}")
@@ -41,7 +43,7 @@ class ScriptedJobs:
         await self.idle.wait()
 
     def load(self) -> Load:
-        return Load()
+        return self.held
 
 
 def describe(generation: Generation) -> Register:
@@ -49,12 +51,13 @@ def describe(generation: Generation) -> Register:
 
 
 class Bench:
-    def __init__(self, *, grace_s: float = 60.0) -> None:
+    def __init__(self, *, grace_s: float = 60.0, control: str = NOBODY) -> None:
         numbers = itertools.count(1)
         self.jobs = ScriptedJobs()
         self.stop = asyncio.Event()
         self.broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        worker = Worker(self.jobs, describe, NOBODY, lambda: Generation(next(numbers)), SystemClock(), grace_s=grace_s)
+        draw = lambda: Generation(next(numbers))  # noqa: E731
+        worker = Worker(self.jobs, describe, control, draw, SystemClock(), grace_s=grace_s)
         self.serving = asyncio.ensure_future(worker.serve(self.stop, self.broken))
 
     async def served(self) -> None:
@@ -86,13 +89,41 @@ async def test_a_broken_engine_ends_it() -> None:
     assert bench.jobs.dropped == 0
 
 
-@pytest.mark.parametrize("grace_s", [60.0, 0.0])
-async def test_a_broken_engine_ends_it_while_it_drains(grace_s: float) -> None:
+@pytest.mark.parametrize(
+    ("grace_s", "reached"),
+    [(60.0, lambda jobs: jobs.drain_begun.is_set()), (0.01, lambda jobs: jobs.dropped)],
+    ids=["waiting", "dropping"],
+)
+async def test_a_broken_engine_ends_it_while_it_drains(
+    grace_s: float, reached: Callable[[ScriptedJobs], object]
+) -> None:
     bench = Bench(grace_s=grace_s)
     bench.jobs.ends_when_dropped = False
     bench.stop.set()
-    async with asyncio.timeout(10):
-        await bench.jobs.drain_begun.wait()
+    await until(lambda: reached(bench.jobs))
     bench.broken.set_exception(RuntimeError("the engine core broke"))
     with pytest.raises(RuntimeError, match="the engine core broke"):
         await bench.served()
+
+
+@pytest.mark.parametrize(
+    ("held", "warnings"),
+    [
+        (Load(), []),
+        (Load(waiting=2, running=3), ["dropping 5 requests: the connection to the gateway broke"]),
+    ],
+)
+async def test_only_what_the_loss_of_the_gateway_costs_is_an_alarm(
+    held: Load, warnings: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    server = make_server()
+    bench = Bench(control=await server.start())
+    bench.jobs.held = held
+    peer, _ = await server.receive()
+    server.send(peer, Welcome(epoch=Generation(1), heartbeat_s=0.02, lease_s=1000.0))
+    await server.receive()
+    await server.close()
+    await until(lambda: bench.jobs.dropped)
+    bench.stop.set()
+    await bench.served()
+    assert [record.message for record in caplog.records if record.name == "services.engine.worker"] == warnings
