@@ -21,6 +21,11 @@ class KVDType(StrEnum):
         """Bytes of one element."""
         return _SIZE_BYTES[self]
 
+    @property
+    def largest(self) -> float:
+        """The largest finite value; a narrowing cast clamps to it."""
+        return _LARGEST[self]
+
 
 _SIZE_BYTES = {
     KVDType.FLOAT32: 4,
@@ -29,6 +34,24 @@ _SIZE_BYTES = {
     KVDType.FLOAT8_E4M3FN: 1,
     KVDType.FLOAT8_E4M3FNUZ: 1,
 }
+
+
+_LARGEST = {
+    KVDType.FLOAT32: 3.4028234663852886e38,
+    KVDType.BFLOAT16: 3.3895313892515355e38,
+    KVDType.FLOAT16: 65504.0,
+    KVDType.FLOAT8_E4M3FN: 448.0,
+    KVDType.FLOAT8_E4M3FNUZ: 240.0,
+}
+
+
+class KVKind(StrEnum):
+    """What a cache holds of each token and layer."""
+
+    HEADS = "heads"
+    """K and V of every KV head (MHA, GQA, MQA)."""
+    LATENT = "latent"
+    """One latent vector from which K and V are computed (MLA); every tensor-parallel rank holds all of it."""
 
 
 class KVOrder(StrEnum):
@@ -43,7 +66,8 @@ class KVLayout(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     A block holds `block_size` tokens of one layer. Its K part has shape [block_size, heads, head_dim] (NHD) or
     [heads, block_size, head_dim] (HND), and V the same; `packed` says whether K and V of a block lie in one tensor.
-    `layers` and `heads` are what this rank holds, in the model's own (global) numbering.
+    `layers` and `heads` are what this rank holds, in the model's own (global) numbering.  A LATENT cache has one part
+    instead of two, the one head 0, and as head_dim the length of the latent.
     """
 
     model: str
@@ -56,15 +80,32 @@ class KVLayout(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     head_dim: int
     device: str = "cpu"
     packed: bool = False
+    kind: KVKind = KVKind.HEADS
+    scales: bytes | None = None
+    """For fp8: value = stored · scale. Little-endian float32 of shape [layers, parts, heads]; None: all are 1."""
+
+    def __post_init__(self) -> None:
+        if self.kind is KVKind.LATENT and (self.heads != Interval(0, 1) or self.packed):
+            raise ValueError(f"a latent cache has the one head [0, 1) and nothing to pack, not {self!r}")
+        if self.scales is not None and len(self.scales) != 4 * len(self.layers) * self.parts * len(self.heads):
+            raise ValueError(
+                f"{len(self.scales)} bytes of scales; float32 for {len(self.layers)} layers, {self.parts} parts and "
+                f"{len(self.heads)} heads are {4 * len(self.layers) * self.parts * len(self.heads)}"
+            )
+
+    @property
+    def parts(self) -> int:
+        """Tensors of a block: K and V, or the latent alone."""
+        return 1 if self.kind is KVKind.LATENT else 2
 
     @property
     def token_bytes_per_layer(self) -> int:
-        """Bytes of K and V of one token in one layer on this rank."""
-        return 2 * len(self.heads) * self.head_dim * self.dtype.size_bytes
+        """Bytes of one token in one layer on this rank, K and V together."""
+        return self.parts * len(self.heads) * self.head_dim * self.dtype.size_bytes
 
     @property
     def token_bytes(self) -> int:
-        """Bytes of K and V of one token in every layer of this rank."""
+        """Bytes of one token in every layer of this rank, K and V together."""
         return len(self.layers) * self.token_bytes_per_layer
 
     def blocks_for(self, num_tokens: int) -> int:
