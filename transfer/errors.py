@@ -36,18 +36,19 @@ class Refused(TransferError):
 
 
 class LayoutMismatch(TransferError):
-    """No plan leads from one layout to the other; names the field and both values."""
+    """No plan leads from one layout to the other; names the field, both values, and what would work."""
 
-    def __init__(self, field: str, source: object, target: object) -> None:
-        super().__init__(
-            f"the layouts of source and sink differ in {field!r}: {source!r} at the source, {target!r} at the sink;"
-            " both must be equal: configure both instances alike"
-        )
+    def __init__(self, field: str, source: object, target: object, remedy: str) -> None:
+        super().__init__(f"{field!r} is {source!r} at the source and {target!r} at the sink; {remedy}")
         self.field = field
 
 
 class PeerLost(TransferError):
     """The peer cannot be reached, or its connection ended before the hand-off did."""
+
+
+class Unreachable(PeerLost):
+    """No connection to the peer could be made; another path may lead there."""
 
 
 class TimedOut(TransferError):

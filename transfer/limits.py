@@ -14,10 +14,11 @@ class TransferLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
 
     segment_bytes: _Positive = 1 << 20
     """Largest segment, and the size of one landing zone."""
-    landing_zones: _Positive = 8
+    landing_zones: Annotated[int, msgspec.Meta(ge=1, le=128)] = 8
     """Segments in flight per hand-off: the credit that D gives."""
     max_staging_bytes: _Positive = 256 << 20
-    """Staging memory of all hand-offs of one source or sink; a hand-off that finds it in use waits its turn."""
+    """Staging memory of all hand-offs of one source or sink over one backend; a hand-off that finds it in use waits
+    its turn."""
     max_connections: _Positive = 256
     max_parked: _Positive = 64
     """Takers that may wait for an offer."""
@@ -30,7 +31,9 @@ class TransferLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     checksum: bool = True
     """At a sink: ask for an xxh3 checksum of every segment. Control messages always carry one."""
     workers: _Positive = 1
-    """Threads that pack and unpack."""
+    """Threads that pack and unpack, each a segment of its own."""
+    kernel_threads: _Positive = 1
+    """Threads that share the work of one segment, on a CPU."""
 
     def __post_init__(self) -> None:
         needed = self.segment_bytes * max(self.landing_zones, PACK_BUFFERS)
@@ -50,6 +53,7 @@ class TransferLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
             max_parked=config.max_parked,
             progress_timeout_s=config.progress_timeout_s,
             checksum=config.checksum,
+            kernel_threads=config.threads,
         )
 
 

@@ -29,7 +29,7 @@ class Offer:
         """For each layer, the tokens [0, n) that are computed."""
         self.changed = Wakeup()
         """Layers became ready, credit came, or the offer ended."""
-        self._layers = layers
+        self.layers = layers
         self._on_release = on_release
         self._handoff = Handoff()
         self._released: asyncio.Future[OfferEnd] = loop.create_future()
@@ -51,12 +51,12 @@ class Offer:
         Call it on the event loop, in any order; fewer tokens than said before change nothing. After the offer has
         ended it has no effect.
         """
-        if layer not in self._layers or not 0 <= token_stop <= self.num_tokens:
+        if layer not in self.layers or not 0 <= token_stop <= self.num_tokens:
             raise ValueError(
                 f"layer {layer!r} with tokens [0, {token_stop!r}) is ready; the offer of transfer "
-                f"{self.ticket.transfer!r} has layers {self._layers!r} and {self.num_tokens} tokens"
+                f"{self.ticket.transfer!r} has layers {self.layers!r} and {self.num_tokens} tokens"
             )
-        index = layer - self._layers.start
+        index = layer - self.layers.start
         self.ready[index] = max(self.ready[index], token_stop)
         self.changed.wake()
 

@@ -1,21 +1,39 @@
 """D's side: takes over KV by ticket."""
 
 import asyncio
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import zip_longest
 
 from common.clock import Clock
 from common.ids import Generation
 from common.kv.ticket import Ticket
 from transfer.backends.base import Backend, Link
 from transfer.channel import Channel
-from transfer.errors import Aborted, PeerLost, RefusalReason, Refused, Stopped, TimedOut
+from transfer.errors import (
+    Aborted,
+    PeerLost,
+    RefusalReason,
+    Refused,
+    Stopped,
+    TimedOut,
+    TransferError,
+    Unreachable,
+)
 from transfer.limits import TransferHoldings, TransferLimits
 from transfer.memory import PagedMemory
+from transfer.paths import Path, fastest_first, paths_to
+from transfer.plan import Region, region_of
+from transfer.probe import Acquaintance, LinkFigures, measure
 from transfer.protocol.messages import Abort, Alive, AllLanded, ToSink, ToSource, sink_codec, source_codec
-from transfer.sink_session import Landed, TakingSession
+from transfer.sink_session import Landed, TakeRequest, TakingSession
 from transfer.waiting import Wakeup, race
-from transfer.workshop import Workshop
+from transfer.workshop import Tally, Workshop
+
+_log = logging.getLogger(__name__)
+
+_MAX_FIGURES = 256
 
 
 class KVSink:
@@ -37,29 +55,49 @@ class KVSink:
         self._generation = generation
         self._limits = limits
         self._backends = {backend.scheme: backend for backend in backends}
-        self._workshop = Workshop("kv-sink", memory, limits, clock)
+        self._workshop = Workshop("kv-sink", memory, limits, clock, backends)
         self._is_closed = False
         self._takes = 0
         self._changed = Wakeup()
-        self.payload_bytes_received = 0
-        """Bytes of KV unpacked since start."""
+        self._tallies = {backend.scheme: Tally() for backend in backends}
+        self._figures: dict[str, LinkFigures] = {}
+        self.fallbacks = 0
+        """Times that the best path to a source could not be used and a slower one was."""
 
-    async def take(self, ticket: Ticket, blocks: Sequence[int], num_tokens: int, deadline_s: float) -> Landed:
+    @property
+    def payload_bytes_received(self) -> int:
+        """Bytes of KV unpacked since start, as they were on the wire."""
+        return sum(tally.payload_bytes for tally in self._tallies.values())
+
+    def tallies(self) -> Mapping[str, Tally]:
+        """What came in by each backend's scheme."""
+        return self._tallies
+
+    async def take(
+        self,
+        ticket: Ticket,
+        blocks: Sequence[int],
+        num_tokens: int,
+        deadline_s: float,
+        region: Region | None = None,
+    ) -> Landed:
         """Fill `blocks` with the KV of tokens [0, num_tokens); later blocks are left alone.
 
+        `region` is the part of this rank's layers and heads that the source holds, where it does not hold all (None).
         Raises Refused, PeerLost, TimedOut, Corrupt, Aborted or Stopped, and ValueError for blocks that cannot hold
         the tokens. Cancel-safe. However it ends, nothing writes the blocks afterwards; unless it returned, what is
         in them means nothing.
         """
         used = self._workshop.memory.check_blocks(blocks, num_tokens)
         self._check_generation(ticket)
+        request = TakeRequest(ticket, region or region_of(self._workshop.memory.layout), used, num_tokens)
         self._takes += 1
         try:
             async with asyncio.timeout(deadline_s):
                 return await race(
                     self._workshop.tasks,
                     f"take {ticket.transfer}",
-                    partial(self._take, ticket, used, num_tokens, deadline_s),
+                    partial(self._take, request, deadline_s),
                     partial(self._until_fenced, ticket),
                 )
         except TimeoutError:
@@ -100,15 +138,41 @@ class KVSink:
             await self._changed.wait()
         raise Stopped(f"transfer {ticket.transfer!r} was given up: this sink is closing or has joined anew")
 
-    async def _take(self, ticket: Ticket, blocks: Sequence[int], num_tokens: int, deadline_s: float) -> Landed:
-        async with self._workshop.staging.lend(self._limits.landing_zones) as zones:
-            link = await self._dial(ticket)
-            channel = self._channel(link)
-            session = TakingSession(channel, ticket, blocks, num_tokens, zones, self._workshop, self._count_received)
+    async def _take(self, request: TakeRequest, deadline_s: float) -> Landed:
+        paths = self._paths(request.ticket.endpoints)
+        for path, spare in zip_longest(paths, paths[1:]):
+            try:
+                return await self._take_by(path, request, deadline_s)
+            except Unreachable as error:
+                if spare is None:
+                    raise
+                self.fallbacks += 1
+                _log.warning("%s; falling back to %s", error, spare.endpoint)
+        raise AssertionError("there is at least one path")
+
+    def _paths(self, endpoints: tuple[str, ...]) -> tuple[Path, ...]:
+        """Best first, at least one."""
+        paths = fastest_first(paths_to(endpoints, tuple(self._backends.values())), self._figures)
+        if not paths:
+            raise PeerLost(
+                f"none of the source's endpoints {endpoints!r} can be reached by a backend of this sink, "
+                f"{sorted(self._backends)!r}: configure one backend that both have"
+            )
+        return paths
+
+    async def _take_by(self, path: Path, request: TakeRequest, deadline_s: float) -> Landed:
+        backend = self._backends[path.scheme]
+        async with self._workshop.staging[path.scheme].lend(self._limits.landing_zones) as loan:
+            channel = self._channel(await self._connect(backend, path.endpoint))
+            session = TakingSession(
+                channel, request, loan.buffers, self._workshop, path.scheme, self._tallies[path.scheme]
+            )
             last: ToSource | None = Abort("cancelled")
+            loan.is_spoiled = backend.traits.remote_writes
             try:
                 landed = await session.run(deadline_s)
                 last = AllLanded()
+                loan.is_spoiled = False
             except (Refused, Aborted, PeerLost):
                 last = None
                 raise
@@ -118,6 +182,49 @@ class KVSink:
             finally:
                 await self._retire(channel, last)
             return landed
+
+    # ------------------------------------------------------------ self-test
+
+    async def meet(self, endpoints: tuple[str, ...]) -> Acquaintance:
+        """Measure every path to the source at `endpoints`; what it finds decides which one later takes use.
+
+        Paths that fail are logged, counted as fallbacks and left out; raises PeerLost when all do.
+        """
+        failed: list[str] = []
+        for path in self._paths(endpoints):
+            try:
+                self._remember(path.endpoint, await self._measure(path))
+            except TransferError as error:
+                failed.append(f"{path.endpoint}: {error}")
+                _log.warning("the self-test of %s failed: %s", path.endpoint, error)
+        found = [self._figures[path.endpoint] for path in self._paths(endpoints) if path.endpoint in self._figures]
+        if not found:
+            raise PeerLost(f"no self-test of {endpoints!r} succeeded: {'; '.join(failed)}")
+        self.fallbacks += len(failed)
+        return Acquaintance(tuple(found), tuple(failed))
+
+    def _remember(self, endpoint: str, figures: LinkFigures) -> None:
+        """Sources that restart have new endpoints; the oldest are forgotten."""
+        self._figures.pop(endpoint, None)
+        self._figures[endpoint] = figures
+        while len(self._figures) > _MAX_FIGURES:
+            del self._figures[next(iter(self._figures))]
+
+    async def _measure(self, path: Path) -> LinkFigures:
+        backend, limits = self._backends[path.scheme], self._limits
+        async with self._workshop.staging[path.scheme].lend(limits.landing_zones) as loan:
+            channel = self._channel(await self._connect(backend, path.endpoint))
+            last: ToSource | None = None
+            loan.is_spoiled = backend.traits.remote_writes
+            try:
+                found = await measure(path.scheme, channel, loan.buffers, limits.segment_bytes, self._workshop.clock)
+                last = AllLanded()
+                loan.is_spoiled = False
+            finally:
+                await self._retire(channel, last)
+        return found
+
+    # ------------------------------------------------------------ connections
 
     async def _retire(self, channel: Channel[ToSink, ToSource], last: ToSource | None) -> None:
         """Take the zones back at once; in the background say `last` and wait for the source's close, or just close."""
@@ -133,22 +240,16 @@ class KVSink:
         finally:
             self._workshop.links.discard(channel.link)
 
-    async def _dial(self, ticket: Ticket) -> Link:
-        for endpoint in ticket.endpoints:
-            backend = self._backends.get(endpoint.partition("://")[0])
-            if backend is None:
-                continue
-            try:
-                async with asyncio.timeout(self._limits.progress_timeout_s):
-                    link = await backend.connect(endpoint)
-            except TimeoutError:
-                raise TimedOut(f"{endpoint!r} did not answer within {self._limits.progress_timeout_s} s") from None
-            self._workshop.links.add(link)
-            return link
-        raise PeerLost(
-            f"none of the source's endpoints {ticket.endpoints!r} is of a backend of this sink, "
-            f"{sorted(self._backends)!r}: configure one backend that both have"
-        )
+    async def _connect(self, backend: Backend, endpoint: str) -> Link:
+        try:
+            async with asyncio.timeout(self._limits.progress_timeout_s):
+                link = await backend.connect(endpoint)
+        except PeerLost as error:
+            raise Unreachable(str(error)) from error
+        except TimeoutError:
+            raise Unreachable(f"{endpoint!r} did not answer within {self._limits.progress_timeout_s} s") from None
+        self._workshop.links.add(link)
+        return link
 
     def _channel(self, link: Link) -> Channel[ToSink, ToSource]:
         return Channel(
@@ -159,6 +260,3 @@ class KVSink:
             self._workshop.tasks,
             self._limits.progress_timeout_s,
         )
-
-    def _count_received(self, payload_bytes: int) -> None:
-        self.payload_bytes_received += payload_bytes

@@ -3,7 +3,8 @@
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 
 from common.clock import Clock
 from common.ids import Generation, TransferId
@@ -15,20 +16,23 @@ from transfer.errors import Aborted, Corrupt, PeerLost, RefusalReason, Refused, 
 from transfer.limits import TransferHoldings, TransferLimits
 from transfer.memory import PagedMemory
 from transfer.offer import Offer
-from transfer.protocol.admission import OfferView, Park, Serve, SourceView, judge
+from transfer.probe import serve_probe
+from transfer.protocol.admission import OfferView, Park, SourceView, judge
 from transfer.protocol.messages import (
     Abort,
     Alive,
     Open,
+    Probe,
     Refusal,
     ToSink,
     ToSource,
     sink_codec,
     source_codec,
 )
+from transfer.protocol.negotiation import Agreement
 from transfer.source_session import GivingSession
 from transfer.waiting import Wakeup, race
-from transfer.workshop import Workshop
+from transfer.workshop import Tally, Workshop, capabilities_of
 
 _log = logging.getLogger(__name__)
 
@@ -54,14 +58,15 @@ class KVSource:
         self._limits = limits
         self._clock = clock
         self._backends = tuple(backends)
-        self._workshop = Workshop("kv-source", memory, limits, clock)
+        self._workshop = Workshop("kv-source", memory, limits, clock, backends)
+        self._capabilities = capabilities_of(memory.layout, limits)
         self._listeners: list[Listener] = []
         self._offers: dict[TransferId, Offer] = {}
         self._ended: OrderedDict[TransferId, None] = OrderedDict()
         self._parked = 0
+        self._is_closed = False
         self._offered = Wakeup()
-        self.payload_bytes_sent = 0
-        """Bytes of KV handed to the transport since start."""
+        self._tallies = {backend.scheme: Tally() for backend in backends}
         self.takers_refused = 0
         self.connections_broken = 0
         """Connections that ended by damage, loss or silence of the peer."""
@@ -69,14 +74,14 @@ class KVSource:
     async def start(self) -> tuple[str, ...]:
         """Listen with every backend; the endpoints to put into tickets. Raises OSError when a host cannot be used."""
         for backend in self._backends:
-            self._listeners.append(await backend.listen(self._accept))
+            self._listeners.append(await backend.listen(partial(self._accept, backend.scheme)))
         return tuple(listener.endpoint for listener in self._listeners)
 
     def offer(self, ticket: Ticket, blocks: Sequence[int], num_tokens: int, deadline_s: float) -> Offer:
         """Hold tokens [0, num_tokens) in `blocks` for the bearer of `ticket`, for at most `deadline_s`.
 
-        Raises Refused for a ticket of another generation or one that was offered before, and ValueError for blocks
-        that cannot hold the tokens.
+        Raises Stopped when this source is closed, Refused for a ticket of another generation or one that was offered
+        before, and ValueError for blocks that cannot hold the tokens.
         """
         layout = self._workshop.memory.layout
         used = self._workshop.memory.check_blocks(blocks, num_tokens)
@@ -93,12 +98,22 @@ class KVSource:
             offer.withdraw("the source has joined under a new generation")
         self._offered.wake()
 
+    @property
+    def payload_bytes_sent(self) -> int:
+        """Bytes of KV handed to the transports since start."""
+        return sum(tally.payload_bytes for tally in self._tallies.values())
+
+    def tallies(self) -> Mapping[str, Tally]:
+        """What went out by each backend's scheme."""
+        return self._tallies
+
     def holdings(self) -> TransferHoldings:
         """What is held now; all zero when idle."""
         return self._workshop.holdings(offers=len(self._offers), parked=self._parked)
 
     async def close(self) -> None:
-        """Accept no more, withdraw every offer, end every task, connection and thread. Idempotent."""
+        """Accept and offer no more, withdraw every offer, end every task, connection and thread. Idempotent."""
+        self._is_closed = True
         while self._listeners:
             await self._listeners.pop().close()
         for offer in list(self._offers.values()):
@@ -106,6 +121,8 @@ class KVSource:
         await self._workshop.close()
 
     def _check_fresh(self, ticket: Ticket) -> None:
+        if self._is_closed:
+            raise Stopped("this source is closed")
         if ticket.prefill_generation != self._generation:
             raise Refused(
                 RefusalReason.GENERATION,
@@ -127,10 +144,10 @@ class KVSource:
 
     # ------------------------------------------------------------ connections
 
-    def _accept(self, link: Link) -> None:
+    def _accept(self, scheme: str, link: Link) -> None:
         has_room = len(self._workshop.links) < self._limits.max_connections
         self._workshop.links.add(link)
-        self._workshop.tasks.start(self._serve(link) if has_room else self._turn_away(link), "taker")
+        self._workshop.tasks.start(self._serve(scheme, link) if has_room else self._turn_away(link), "taker")
 
     async def _turn_away(self, link: Link) -> None:
         _log.warning("a connection was closed: %d are open, the limit", self._limits.max_connections)
@@ -141,7 +158,7 @@ class KVSource:
         await link.close()
         self._workshop.links.discard(link)
 
-    async def _serve(self, link: Link) -> None:
+    async def _serve(self, scheme: str, link: Link) -> None:
         channel: _Channel = Channel(
             link,
             source_codec(),
@@ -151,7 +168,7 @@ class KVSource:
             self._limits.progress_timeout_s,
         )
         try:
-            last = await self._converse(channel)
+            last = await self._converse(scheme, channel)
             if last is not None:
                 await channel.part(last)
         finally:
@@ -160,10 +177,16 @@ class KVSource:
             finally:
                 self._workshop.links.discard(link)
 
-    async def _converse(self, channel: _Channel) -> ToSink | None:
+    async def _converse(self, scheme: str, channel: _Channel) -> ToSink | None:
         """Serve one connection; what to tell the peer before it is closed."""
         try:
             request = await self._opening(channel)
+            if isinstance(request, Probe):
+                workshop = self._workshop
+                await serve_probe(
+                    channel, request, workshop.staging[scheme], self._limits.segment_bytes, workshop.tasks
+                )
+                return None
             admitted = await self._admit(channel, request)
         except TransferError as error:
             return self._broken(error)
@@ -172,24 +195,27 @@ class KVSource:
                 self.takers_refused += 1
                 _log.warning("a taker of %s is refused: %s", request.ticket.transfer, admitted.message)
                 return admitted
-            case (Serve() as verdict, Offer() as offer):
-                return await self._give(channel, request, verdict, offer)
+            case (Agreement() as agreement, Offer() as offer):
+                return await self._give(scheme, channel, request, agreement, offer)
 
-    async def _opening(self, channel: _Channel) -> Open:
+    async def _opening(self, channel: _Channel) -> Open | Probe:
         try:
             async with asyncio.timeout(self._limits.progress_timeout_s):
                 request = await channel.next()
         except TimeoutError:
             raise TimedOut(f"no Open came within {self._limits.progress_timeout_s} s of connecting") from None
-        if not isinstance(request, Open):
-            raise Corrupt(f"a hand-off begins with Open, not with {request!r}")
+        if not isinstance(request, Open | Probe):
+            raise Corrupt(f"a connection begins with Open or Probe, not with {request!r}")
         return request
 
-    async def _give(self, channel: _Channel, request: Open, verdict: Serve, offer: Offer) -> ToSink | None:
+    async def _give(
+        self, scheme: str, channel: _Channel, request: Open, agreement: Agreement, offer: Offer
+    ) -> ToSink | None:
         offer.apply(TakerAccepted())
-        session = GivingSession(channel, offer, request, verdict, self._workshop, self._count_sent)
+        staging, tally = self._workshop.staging[scheme], self._tallies[scheme]
+        session = GivingSession(channel, offer, request, agreement, self._workshop, staging, tally)
         try:
-            await session.run()
+            await session.run(self._capabilities)
         except Stopped as stopped:
             return Abort(str(stopped))
         except TransferError as error:
@@ -198,11 +224,8 @@ class KVSource:
         except BaseException as error:
             offer.apply(Ended(Withdrawn(f"the source failed: {error!r}")))
             raise
-        offer.apply(Ended(Acknowledged(verdict.plan.payload_bytes(offer.num_tokens))))
+        offer.apply(Ended(Acknowledged(agreement.plan.payload_bytes(offer.num_tokens))))
         return None
-
-    def _count_sent(self, payload_bytes: int) -> None:
-        self.payload_bytes_sent += payload_bytes
 
     def _broken(self, error: TransferError) -> Abort | None:
         """Count and log; what to tell the peer, unless it is gone or waits for nothing but the close."""
@@ -212,14 +235,14 @@ class KVSource:
 
     # ------------------------------------------------------------ admission
 
-    async def _admit(self, channel: _Channel, request: Open) -> Refusal | tuple[Serve, Offer]:
+    async def _admit(self, channel: _Channel, request: Open) -> Refusal | tuple[Agreement, Offer]:
         until = self._clock.now() + min(request.patience_s, self._limits.max_parked_s)
         is_patient = True
         while True:
             match verdict := judge(request, self._view(request.ticket.transfer, is_patient=is_patient)):
                 case Refusal():
                     return verdict
-                case Serve():
+                case Agreement():
                     return verdict, self._offers[request.ticket.transfer]
                 case Park():
                     is_patient = await self._park(channel, until - self._clock.now())
@@ -228,8 +251,7 @@ class KVSource:
         offer = self._offers.get(transfer)
         return SourceView(
             generation=self._generation,
-            layout=self._workshop.memory.layout,
-            segment_bytes=self._limits.segment_bytes,
+            capabilities=self._capabilities,
             offer=None if offer is None else OfferView(offer.ticket, offer.num_tokens, offer.is_taken),
             has_ended=transfer in self._ended,
             may_park=is_patient and self._parked < self._limits.max_parked,

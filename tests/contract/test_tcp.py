@@ -1,15 +1,25 @@
 """tcp keeps the contract, and bytes that are not frames end their own connection only."""
 
 import asyncio
-import socket
 
 import pytest
 
-from transfer.backends.base import Backend
+from tests.contract.tcp_wire import ALWAYS, address_of, hang_up, is_turned_away, pair
+from transfer.backends.base import Backend, Link
 from transfer.backends.registry import backend_class
 from transfer.backends.tcp import TcpBackend
 from transfer.errors import Corrupt, PeerLost
-from transfer.frames import FRAME_VERSION, HEADER_BYTES, MAGIC, encode_message, encode_segment_header
+from transfer.frames import (
+    FRAME_VERSION,
+    HEADER_BYTES,
+    MAGIC,
+    TOKEN_BYTES,
+    encode_hello,
+    encode_invite,
+    encode_join,
+    encode_message,
+    encode_segment_header,
+)
 from transfer.protocol.messages import source_codec
 from transfer.testing import BackendContract, Mesh, TakerPuppet, eventually, mesh
 
@@ -20,29 +30,54 @@ class TestTcp(BackendContract):
         return TcpBackend()
 
 
+class TestTcpStriped(BackendContract):
+    """The same hand-offs, which are small, over data connections."""
+
+    @pytest.fixture
+    def backend(self) -> Backend:
+        return TcpBackend(striping=ALWAYS)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"\x00" * 4096,
+        b"\xff" * (1 << 20),
+        MAGIC + bytes([FRAME_VERSION, 1]) + b"\x00\x00" + b"\xff" * 4 + b"\x00" * 12,
+        MAGIC + bytes([FRAME_VERSION, 9]) + b"\x00" * 18,
+        MAGIC + bytes([99, 1]) + b"\x00" * 18,
+        encode_message(b"before a hello"),
+        encode_segment_header(0, 1),
+        encode_segment_header(0, 0xFFFFFFFF),
+        encode_invite(bytes(TOKEN_BYTES)),
+        encode_join(bytes(TOKEN_BYTES), 0, 2),
+    ],
+    ids=["http", "zeros", "ones", "huge", "kind", "version", "message", "segment", "huge_segment", "invite", "join"],
+)
+async def test_not_an_introduction(data: bytes) -> None:
+    async with mesh(TcpBackend()) as made:
+        assert await is_turned_away(data, made.endpoints[0])
+        assert made.source.connections_broken == 0
+        await made.assert_works()
+
+
 async def raw(made: Mesh, data: bytes, *, close: bool = False) -> None:
-    """Send `data` on a socket of its own and wait until the source has given the connection up."""
-    host, port = made.endpoints[0].removeprefix("tcp://").split(":")
-    sock = socket.create_connection((host, int(port)))
-    sock.setblocking(False)
+    """Send HELLO and `data` on a socket of one's own and wait until the source has given the connection up."""
+    _, writer = await asyncio.open_connection(*address_of(made.endpoints[0]))
     before = made.source.connections_broken
-    loop = asyncio.get_running_loop()
     try:
-        try:
-            await loop.sock_sendall(sock, data)
-            if close:
-                sock.shutdown(socket.SHUT_WR)
-        except (ConnectionResetError, BrokenPipeError):
-            pass
+        writer.write(encode_hello() + data)
+        if close:
+            writer.write_eof()
         await eventually(lambda: made.source.connections_broken == before + 1)
     finally:
-        sock.close()
+        await hang_up(writer)
 
 
 async def open_frame(made: Mesh) -> bytes:
     link = await TcpBackend().connect(made.endpoints[0])
-    puppet = TakerPuppet(link, made)
-    message = source_codec().encode(puppet.open())
+    message = source_codec().encode(TakerPuppet(link, made).open())
     await link.close()
     await eventually(lambda: made.source.connections_broken == 1)
     return encode_message(message)
@@ -52,17 +87,16 @@ async def open_frame(made: Mesh) -> bytes:
     "data",
     [
         b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
-        b"\x00" * 4096,
-        b"\xff" * (1 << 20),
-        MAGIC + bytes([FRAME_VERSION, 1]) + b"\x00\x00" + b"\xff\xff\xff\xff" + b"\x00" * 8,
-        MAGIC + bytes([FRAME_VERSION, 9]) + b"\x00" * 14,
-        MAGIC + bytes([99, 1]) + b"\x00" * 14,
+        encode_hello(),
         encode_segment_header(0, 1),
-        encode_segment_header(0, 0xFFFFFFFF),
+        encode_segment_header(0, 0xFFFFFFFF, 0xFFFFFFFF),
+        encode_invite(bytes(TOKEN_BYTES)),
+        encode_join(bytes(TOKEN_BYTES), 0, 2),
+        encode_message(b"after what cannot be", mark=1),
     ],
-    ids=["http", "zeros", "ones", "huge", "kind", "version", "segment", "huge segment"],
+    ids=["http", "hello", "segment", "huge_segment", "invite", "join", "mark"],
 )
-async def test_not_frames(data: bytes) -> None:
+async def test_not_what_a_taker_sends(data: bytes) -> None:
     async with mesh(TcpBackend()) as made:
         await raw(made, data)
         await made.assert_works()
@@ -89,42 +123,34 @@ async def test_a_truncated_open(share: float) -> None:
 
 
 async def test_a_frame_cut_off_by_cancel_breaks_the_link() -> None:
-    links: asyncio.Queue[object] = asyncio.Queue()
-    listener = await TcpBackend().listen(links.put_nowait)
-    link = await TcpBackend().connect(listener.endpoint)
-    peer = await links.get()
-    write = asyncio.get_running_loop().create_task(link.write(0, memoryview(bytes(64 << 20))))
-    await asyncio.sleep(0.05)
-    assert not write.done()
-    write.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await write
-    with pytest.raises(PeerLost):
-        await link.send(b"more")
-    await link.close()
-    await peer.close()  # type: ignore[attr-defined]
-    await listener.close()
+    async with pair(TcpBackend()) as made:
+        write = asyncio.get_running_loop().create_task(made.source.write(0, memoryview(bytes(64 << 20))))
+        await asyncio.sleep(0.05)
+        assert not write.done()
+        write.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await write
+        with pytest.raises(PeerLost):
+            await made.source.send(b"more")
 
 
 async def test_messages_arrive_however_the_stream_is_cut() -> None:
-    links: asyncio.Queue[object] = asyncio.Queue()
+    links: asyncio.Queue[Link] = asyncio.Queue()
     listener = await TcpBackend().listen(links.put_nowait)
-    host, port = listener.endpoint.removeprefix("tcp://").split(":")
-    sock = socket.create_connection((host, int(port)))
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    link = await links.get()
-    for byte in encode_message(b"first") + encode_message(b""):
-        sock.send(bytes([byte]))
+    _, writer = await asyncio.open_connection(*address_of(listener.endpoint))
+    for byte in encode_hello() + encode_message(b"first") + encode_message(b""):
+        writer.write(bytes([byte]))
         await asyncio.sleep(0)
-    sock.sendall(encode_message(b"third") + encode_message(b"fourth"))
-    assert [await link.receive() for _ in range(4)] == [b"first", b"", b"third", b"fourth"]  # type: ignore[attr-defined]
+    link = await links.get()
+    writer.write(encode_message(b"third") + encode_message(b"fourth"))
+    assert [await link.receive() for _ in range(4)] == [b"first", b"", b"third", b"fourth"]
     flipped = bytearray(encode_message(b"fifth"))
     flipped[HEADER_BYTES] ^= 4
-    sock.sendall(flipped)
+    writer.write(flipped)
     with pytest.raises(Corrupt, match="checksum"):
-        await link.receive()  # type: ignore[attr-defined]
-    sock.close()
-    await link.close()  # type: ignore[attr-defined]
+        await link.receive()
+    await hang_up(writer)
+    await link.close()
     await listener.close()
 
 

@@ -107,7 +107,7 @@ class Worker:
     def land(self, request: RequestId, source: "Worker") -> None:
         """Take over the KV from P, which is then done with the request."""
         self.decodes[request].landed = True
-        self.outbox.append(KVLanded(*self.life, request, 1, 0.1))
+        self.outbox.append(KVLanded(*self.life, request, 1, 0.1, "tcp", "nobody"))
         source.release(request)
 
     def give_up(self, request: RequestId, *, released_first: bool) -> None:

@@ -2,6 +2,34 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from common.config.types import TransferConfig
+
+
+@dataclass(frozen=True, eq=False)
+class Buffer:
+    """Staging memory of one segment, made by a backend for its own links."""
+
+    view: memoryview
+    """Writable bytes, one-dimensional."""
+    handle: object = None
+    """What the backend needs to know of it: a file descriptor, a registration."""
+
+
+class BackendTraits(msgspec.Struct, frozen=True):
+    """What a backend is, for those who choose one."""
+
+    same_host: bool = False
+    """It reaches processes of this machine only."""
+    authenticated: bool = False
+    """Both ends prove who they are before anything else is said. One that does not is for one host, or for a network
+    that the operator calls trusted."""
+    remote_writes: bool = False
+    """The source writes landing zones without this process having a hand in it, and perhaps later than it should:
+    the zones of a hand-off that did not end well are never used again."""
 
 
 class Link(ABC):
@@ -20,7 +48,7 @@ class Link(ABC):
     *Cancel.* Every call may be cancelled. After a cancelled `send` or `write` the link may be fit for `close` only.
 
     *Ownership.* Zones and written buffers belong to the caller. When `close` or `register(())` has returned (and no
-    `receive` is running), the link touches no zone any more.
+    `receive` is running), this end of the link touches no zone any more.
 
     `send` and `write` may be called by several tasks at a time, `receive` by one.
     """
@@ -31,14 +59,24 @@ class Link(ABC):
         """Bytes that have come from the peer so far, of messages and (where it is known) of segments: progress."""
 
     @abstractmethod
-    def register(self, zones: Sequence[memoryview]) -> bytes:
-        """D: these writable buffers are the landing zones now, in place of any before. Returns their descriptor
-        for P; opaque, at most 32 KiB. No zones: nothing can be written any more, and a write that comes is Corrupt.
+    def register(self, zones: Sequence[Buffer]) -> bytes:
+        """D: these buffers, made by the backend of this link, are the landing zones now, in place of any before.
+
+        Returns their descriptor for P; opaque, at most 32 KiB.  It is sent with the next message of this link.  No
+        zones: nothing can be written any more, and a write that comes is Corrupt.
         """
 
     @abstractmethod
     def attach(self, descriptor: bytes) -> None:
         """P: the peer's landing zones; raises Corrupt for a descriptor that this backend did not make."""
+
+    def window(self, zone: int, length: int) -> memoryview | None:  # noqa: ARG002 - for those that override it
+        """P: the first `length` bytes of the peer's zone itself, where it lies in this process's memory too.
+
+        The caller then fills the window instead of a buffer of its own, and calls `write` with it.  None (the
+        default): there is no such window.
+        """
+        return None
 
     @abstractmethod
     async def write(self, zone: int, data: memoryview) -> None:
@@ -71,10 +109,33 @@ class Listener(ABC):
 
 
 class Backend(ABC):
-    """Makes links. Holds nothing else: what it opened is owned by who asked for it."""
+    """Makes links and buffers. Holds nothing else: what it made is owned by who asked for it."""
 
     scheme: str
     """The scheme of its endpoints."""
+
+    @classmethod
+    def from_config(cls, config: TransferConfig) -> "Backend":  # noqa: ARG003 - for those that override it
+        """The backend as mesh.yaml wants it. Raises ConfigError or OSError where it cannot work here; the default
+        takes no configuration."""
+        return cls()
+
+    @property
+    @abstractmethod
+    def traits(self) -> BackendTraits:
+        """What this backend, configured as it is, can promise."""
+
+    def reaches(self, endpoint: str) -> bool:  # noqa: ARG002 - for those that override it
+        """Whether an endpoint of this scheme can be reached from here at all: decided without trying, from what it
+        says (False for another machine's, where the backend is for one host). The default says yes."""
+        return True
+
+    def allocate(self, num_bytes: int) -> Buffer:
+        """Staging memory that its links can use, of any content. Raises OSError or MemoryError."""
+        return Buffer(memoryview(bytearray(num_bytes)))
+
+    def free(self, buffer: Buffer) -> None:  # noqa: B027 - doing nothing is a fine answer
+        """Give back a buffer of `allocate`; nobody uses it any more. The default leaves it to the interpreter."""
 
     @abstractmethod
     async def listen(self, accept: Callable[[Link], None]) -> Listener:

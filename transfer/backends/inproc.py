@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from transfer.backends.base import Backend, Link, Listener
+from transfer.backends.base import Backend, BackendTraits, Buffer, Link, Listener
 from transfer.errors import Corrupt, PeerLost
 from transfer.waiting import Wakeup
 
@@ -36,6 +36,11 @@ class InprocBackend(Backend):
         self._faults = faults or InprocFaults()
         self._listening: dict[str, Callable[[Link], None]] = {}
         self._names = 0
+
+    @property
+    def traits(self) -> BackendTraits:
+        """One process talks to itself."""
+        return BackendTraits(same_host=True, authenticated=True)
 
     async def listen(self, accept: Callable[[Link], None]) -> Listener:
         """Open the next free name: inproc://p0, inproc://p1, …"""
@@ -116,8 +121,8 @@ class _InprocLink(Link):
     def bytes_heard(self) -> int:
         return self._heard
 
-    def register(self, zones: Sequence[memoryview]) -> bytes:
-        self._zones = tuple(zones)
+    def register(self, zones: Sequence[Buffer]) -> bytes:
+        self._zones = tuple(zone.view for zone in zones)
         return _DESCRIPTOR
 
     def attach(self, descriptor: bytes) -> None:

@@ -5,11 +5,10 @@ import hmac
 import msgspec
 
 from common.ids import Generation
-from common.kv.layout import KVLayout
 from common.kv.ticket import Ticket
-from transfer.errors import LayoutMismatch, RefusalReason
-from transfer.plan import CopyPlan, plan_copy
-from transfer.protocol.messages import WIRE_VERSION, Open, Refusal
+from transfer.errors import RefusalReason
+from transfer.protocol.messages import Capabilities, Open, Refusal
+from transfer.protocol.negotiation import Agreement, agree
 
 
 class OfferView(msgspec.Struct, frozen=True):
@@ -24,8 +23,7 @@ class SourceView(msgspec.Struct, frozen=True):
     """What the decision sees of the source."""
 
     generation: Generation
-    layout: KVLayout
-    segment_bytes: int
+    capabilities: Capabilities
     offer: OfferView | None
     """The offer under the taker's transfer id."""
     has_ended: bool
@@ -38,20 +36,13 @@ class Park(msgspec.Struct, frozen=True):
     """The ticket is of this generation but its job has not come yet: wait for it."""
 
 
-class Serve(msgspec.Struct, frozen=True):
-    """Serve the taker by this plan, in segments of at most `segment_bytes`."""
-
-    plan: CopyPlan
-    segment_bytes: int
-
-
-Verdict = Serve | Park | Refusal
+Verdict = Agreement | Park | Refusal
 
 
 def judge(request: Open, source: SourceView) -> Verdict:
     """Serve, park or refuse. Nothing about an offer is told to a bearer whose secret is wrong."""
-    if request.wire_version != WIRE_VERSION:
-        return _refuse(RefusalReason.WIRE_VERSION, "wire_version", request.wire_version, WIRE_VERSION)
+    if source.capabilities.versions.common_with(request.capabilities.versions) is None:
+        return agree(source.capabilities, request.capabilities, request.region)
     if request.ticket.prefill_generation != source.generation:
         return _refuse(
             RefusalReason.GENERATION, "prefill_generation", request.ticket.prefill_generation, source.generation
@@ -88,19 +79,7 @@ def _judge_offer(request: Open, source: SourceView, offer: OfferView) -> Verdict
         return Refusal(RefusalReason.ALREADY_TAKEN, f"transfer {ticket.transfer!r} has a taker already")
     if request.num_tokens != offer.num_tokens:
         return _refuse(RefusalReason.NUM_TOKENS, "num_tokens", request.num_tokens, offer.num_tokens)
-    try:
-        plan = plan_copy(source.layout, request.layout)
-    except LayoutMismatch as mismatch:
-        return Refusal(RefusalReason.LAYOUT, str(mismatch), mismatch.field)
-    segment_bytes = min(request.segment_bytes, source.segment_bytes)
-    if segment_bytes < plan.token_bytes_per_layer:
-        return Refusal(
-            RefusalReason.LIMITS,
-            f"segments of {segment_bytes} bytes cannot hold one token of one layer "
-            f"({plan.token_bytes_per_layer} bytes): raise segment_bytes",
-            "segment_bytes",
-        )
-    return Serve(plan, segment_bytes)
+    return agree(source.capabilities, request.capabilities, request.region)
 
 
 def _refuse(reason: RefusalReason, field: str, shown: object, wanted: object) -> Refusal:

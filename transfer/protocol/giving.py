@@ -7,8 +7,8 @@ from typing import assert_never
 import msgspec
 
 from transfer.errors import Aborted, Corrupt
-from transfer.plan import CopyPlan
-from transfer.protocol.messages import Abort, Alive, AllLanded, Open, ToSource, ZonesFreed
+from transfer.protocol.messages import Abort, Alive, AllLanded, Open, Probe, ToSource, ZonesFreed
+from transfer.protocol.negotiation import Agreement
 from transfer.rectangles import Rectangle, SegmentSchedule
 
 
@@ -24,10 +24,10 @@ class Segment(msgspec.Struct, frozen=True):
 class Giving:
     """Pure. A zone is free, or holds one segment that D has not freed."""
 
-    def __init__(self, plan: CopyPlan, num_tokens: int, zones: int, segment_bytes: int) -> None:
-        self._plan = plan
+    def __init__(self, agreement: Agreement, num_tokens: int, zones: int) -> None:
+        plan = self._plan = agreement.plan
         self._schedule = SegmentSchedule(
-            plan.layers, segment_bytes // plan.token_bytes_per_layer, plan.source.block_size
+            plan.layers, agreement.segment_bytes // plan.token_bytes_per_layer, plan.source.block_size
         )
         self._free = deque(range(zones))
         self._in_use: set[int] = set()
@@ -57,7 +57,7 @@ class Giving:
                 raise Aborted(f"the sink gave up: {reason}")
             case Alive():
                 return False
-            case Open():
+            case Open() | Probe():
                 raise Corrupt("the sink opened the hand-off a second time")
             case _:
                 assert_never(message)

@@ -20,11 +20,17 @@ from transfer.protocol.messages import (
 )
 from transfer.testing.mesh import (
     eventually,
-    example_layout,
     example_limits,
     mesh,
 )
-from transfer.testing.puppets import NONSENSE_FROM_SOURCE, NONSENSE_FROM_TAKER, SourcePuppet, TakerPuppet, segment
+from transfer.testing.puppets import (
+    NONSENSE_FROM_SOURCE,
+    NONSENSE_FROM_TAKER,
+    SourcePuppet,
+    TakerPuppet,
+    accepted,
+    segment,
+)
 
 
 class FaultContract:
@@ -54,7 +60,7 @@ class FaultContract:
             take = made.take(endpoints=endpoints)
             await puppet.meet()
             if segments is not None:
-                await puppet.say(Accepted(example_layout()))
+                await puppet.say(accepted())
                 for zone in range(segments):
                     await puppet.write(segment(zone=zone, layer=2 + zone))
             await puppet.link.close()
@@ -135,7 +141,7 @@ class FaultContract:
         async with mesh(backend) as made, SourcePuppet.listening(backend) as (puppet, endpoints):
             take = made.take(endpoints=endpoints)
             await puppet.meet()
-            await puppet.say(Accepted(example_layout()))
+            await puppet.say(accepted())
             try:
                 await puppet.write(segment(zone=3))
             except Corrupt:

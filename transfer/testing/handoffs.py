@@ -1,6 +1,7 @@
 """The part of the contract with honest peers: what works, what is refused, and how a hand-off is called off."""
 
 import asyncio
+from itertools import chain
 from typing import Any
 
 import msgspec
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from common.ids import Generation
+from common.kv.intervals import Interval
 from common.kv.layout import KVDType, KVOrder
 from common.kv.ownership import Acknowledged, Expired, TakerFailed, Withdrawn
 from transfer.backends.base import Backend
@@ -19,12 +21,16 @@ from transfer.errors import (
     Stopped,
     TimedOut,
 )
+from transfer.plan import region_of
+from transfer.protocol.versions import VersionRange
 from transfer.testing.mesh import (
     DEADLINE_S,
+    NUM_BLOCKS,
     NUM_TOKENS,
     eventually,
     example_layout,
     example_limits,
+    kv_of_token,
     make_ready,
     mesh,
 )
@@ -95,6 +101,42 @@ class HandoffContract:
             await take
             made.assert_arrived()
 
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"block_size": 7, "order": KVOrder.HND},
+            {"dtype": KVDType.FLOAT16, "packed": True},
+            {"layers": Interval(3, 5), "heads": Interval(1, 2)},
+        ],
+        ids=["blocks and order", "type and packing", "a part of layers and heads"],
+    )
+    async def test_layouts_may_differ(self, backend: Backend, change: dict[str, Any]) -> None:
+        """What arrives is what was sent, wherever and however it lies."""
+        theirs = msgspec.structs.replace(example_layout(), **change)
+        async with mesh(backend, target=theirs) as made:
+            offer = made.offer()
+            landed = await made.sink.take(made.ticket(), range(8), NUM_TOKENS, DEADLINE_S)
+            assert await offer.ended() == Acknowledged(landed.payload_bytes)
+            assert landed.payload_bytes == NUM_TOKENS * theirs.token_bytes
+            layers = slice(theirs.layers.start - 2, theirs.layers.stop - 2)
+            heads = slice(theirs.heads.start, theirs.heads.stop)
+            for token in range(NUM_TOKENS):
+                there = kv_of_token(made.taken, *divmod(token, theirs.block_size))
+                block, slot = divmod(token, 4)
+                wanted = kv_of_token(made.given, NUM_BLOCKS - 1 - block, slot)[layers, :, heads]
+                assert torch.equal(there, wanted.to(there.dtype)), token
+
+    async def test_a_self_test_measures_the_link(self, backend: Backend) -> None:
+        """While a hand-off waits, and leaves nothing behind."""
+        async with mesh(backend) as made:
+            offer, take = made.offer(layers=1), made.take()
+            (figures,) = (await made.sink.meet(made.endpoints)).figures
+            assert figures.scheme == backend.scheme
+            assert min(figures.bytes_per_s, figures.round_trip_s) > 0
+            make_ready(offer, 1, 4)
+            await take
+            made.assert_arrived()
+
     # ------------------------------------------------------------ refusals
 
     @pytest.mark.parametrize(
@@ -118,7 +160,7 @@ class HandoffContract:
 
     @pytest.mark.parametrize(
         ("field", "value"),
-        [("block_size", 8), ("order", KVOrder.HND), ("dtype", KVDType.FLOAT16), ("model", "other")],
+        [("head_dim", 4), ("heads", Interval(0, 3)), ("layers", Interval(0, 6)), ("model", "other")],
     )
     async def test_another_layout_is_refused_by_name(self, backend: Backend, field: str, value: object) -> None:
         """The refusal names the field and both values."""
@@ -126,7 +168,7 @@ class HandoffContract:
             offer = made.offer()
             puppet = TakerPuppet(await backend.connect(made.endpoints[0]), made)
             theirs = msgspec.structs.replace(example_layout(), **{field: value})
-            await puppet.say(puppet.open(layout=theirs))
+            await puppet.say(puppet.open(layout=theirs, region=region_of(theirs)))
             answer = await puppet.hear()
             await puppet.link.close()
             assert getattr(answer, "field", None) == field
@@ -138,9 +180,9 @@ class HandoffContract:
     @pytest.mark.parametrize(
         ("change", "field"),
         [
-            ({"wire_version": 99}, "wire_version"),
+            ({"versions": VersionRange(98, 99)}, "versions"),
             ({"num_tokens": 29}, "num_tokens"),
-            ({"segment_bytes": 100}, "segment_bytes"),
+            ({"max_segment_bytes": 100}, "segment_bytes"),
         ],
     )
     async def test_a_request_that_does_not_fit_is_refused(
@@ -221,10 +263,10 @@ class HandoffContract:
             take.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await take
-            before = torch.stack([*made.taken.keys, *made.taken.values]).clone()
+            before = torch.stack([*chain(*made.taken.parts)]).clone()
             assert isinstance(await offer.ended(), TakerFailed)
             await made.idle()
-            assert torch.equal(torch.stack([*made.taken.keys, *made.taken.values]), before)
+            assert torch.equal(torch.stack([*chain(*made.taken.parts)]), before)
             await made.assert_works()
 
     async def test_a_parked_taker_may_be_cancelled(self, backend: Backend) -> None:
@@ -279,6 +321,8 @@ class HandoffContract:
                 await take
             with pytest.raises(PeerLost):
                 await made.take("later")
+            with pytest.raises(Stopped):
+                made.offer("later")
             await made.sink.close()
             with pytest.raises(Stopped):
                 await made.take("closed")

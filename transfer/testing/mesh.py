@@ -3,7 +3,8 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import msgspec
@@ -15,7 +16,7 @@ from common.kv.intervals import Interval
 from common.kv.layout import KVDType, KVLayout, KVOrder
 from common.kv.ownership import Acknowledged
 from common.kv.ticket import Ticket
-from transfer.backends.base import Backend
+from transfer.backends.base import Backend, Buffer
 from transfer.limits import TransferHoldings, TransferLimits
 from transfer.memory import PagedMemory
 from transfer.offer import Offer
@@ -59,17 +60,15 @@ def random_memory(layout: KVLayout, num_blocks: int = NUM_BLOCKS, seed: int = 0)
     """A cache full of noise."""
     memory = PagedMemory.zeros(layout, num_blocks)
     generator = torch.Generator().manual_seed(seed)
-    for tensor in (*memory.keys, *memory.values):
+    for tensor in chain(*memory.parts):
         tensor.copy_(torch.randn(tensor.shape, generator=generator))
     return memory
 
 
 def kv_of_token(memory: PagedMemory, block: int, slot: int) -> torch.Tensor:
-    """[layers, 2, heads, head_dim] of one token, read the slow and obvious way."""
+    """[layers, parts, heads, head_dim] of one token, read the slow and obvious way."""
     at = (block, slot) if memory.layout.order is KVOrder.NHD else (block, slice(None), slot)
-    return torch.stack(
-        [torch.stack([key[at], value[at]]) for key, value in zip(memory.keys, memory.values, strict=True)]
-    )
+    return torch.stack([torch.stack([tensor[at] for tensor in layer]) for layer in zip(*memory.parts, strict=True)])
 
 
 @dataclass
@@ -83,6 +82,14 @@ class Mesh:
     taken: PagedMemory
     endpoints: tuple[str, ...]
     limits: TransferLimits
+    borrowed: list[Buffer] = field(default_factory=list)
+    """Given back to the backend in the end."""
+
+    def borrow(self, count: int) -> list[Buffer]:
+        """So many landing zones."""
+        zones = [self.backend.allocate(self.limits.segment_bytes) for _ in range(count)]
+        self.borrowed.extend(zones)
+        return zones
 
     def ticket(self, name: str = "t", **changes: object) -> Ticket:
         """The right ticket, or one with some fields changed."""
@@ -122,11 +129,14 @@ class Mesh:
 
 @asynccontextmanager
 async def mesh(
-    backend: Backend, layout: KVLayout | None = None, limits: TransferLimits | None = None
+    backend: Backend,
+    layout: KVLayout | None = None,
+    limits: TransferLimits | None = None,
+    target: KVLayout | None = None,
 ) -> AsyncIterator[Mesh]:
-    """A `Mesh` that must be idle in the end, and is closed."""
+    """A `Mesh` that must be idle in the end, and is closed; the sink's layout is `target`, or the same."""
     layout, limits = layout or example_layout(), limits or example_limits()
-    given, taken = random_memory(layout), PagedMemory.zeros(layout, NUM_BLOCKS)
+    given, taken = random_memory(layout), PagedMemory.zeros(target or layout, NUM_BLOCKS)
     source = KVSource(given, P_GENERATION, limits, SystemClock(), [backend])
     sink = KVSink(taken, D_GENERATION, limits, SystemClock(), [backend])
     try:
@@ -136,6 +146,8 @@ async def mesh(
     finally:
         await sink.close()
         await source.close()
+    for buffer in made.borrowed:
+        backend.free(buffer)
 
 
 def make_ready(offer: Offer, start: int, stop: int, num_tokens: int = NUM_TOKENS) -> None:

@@ -8,13 +8,14 @@ import msgspec
 import xxhash
 
 from common.kv.intervals import Interval
-from common.kv.layout import KVOrder
+from common.kv.layout import KVDType
 from transfer.backends.base import Backend, Link
+from transfer.plan import region_of
 from transfer.protocol.messages import (
-    WIRE_VERSION,
     Accepted,
     Alive,
     AllLanded,
+    Capabilities,
     Open,
     SegmentWritten,
     ToSink,
@@ -28,7 +29,9 @@ from transfer.testing.mesh import (
     NUM_TOKENS,
     Mesh,
     example_layout,
+    example_limits,
 )
+from transfer.workshop import capabilities_of
 
 
 class TakerPuppet:
@@ -37,18 +40,20 @@ class TakerPuppet:
     def __init__(self, link: Link, made: Mesh) -> None:
         self.link = link
         self._mesh = made
-        self._zones = [bytearray(made.limits.segment_bytes) for _ in range(made.limits.landing_zones)]
+        self._zones = made.borrow(made.limits.landing_zones)
 
     def open(self, **changes: object) -> Open:
-        """The right Open for `Mesh.offer()`, or one with some fields changed."""
+        """The right Open for `Mesh.offer()`, or one with some fields changed, of its capabilities too."""
+        layout = self._mesh.taken.layout
+        capabilities = capabilities_of(layout, self._mesh.limits)
+        inner = {name: changes.pop(name) for name in Capabilities.__struct_fields__ if name in changes}
         right = Open(
-            wire_version=WIRE_VERSION,
+            capabilities=msgspec.structs.replace(capabilities, **inner),
             ticket=self._mesh.ticket(),
-            layout=self._mesh.taken.layout,
+            region=region_of(layout),
             num_tokens=NUM_TOKENS,
             zones=len(self._zones),
-            segment_bytes=self._mesh.limits.segment_bytes,
-            descriptor=self.link.register([memoryview(zone) for zone in self._zones]),
+            descriptor=self.link.register(self._zones),
             checksum=True,
             patience_s=DEADLINE_S,
         )
@@ -87,7 +92,10 @@ class SourcePuppet:
     async def write(self, segment: SegmentWritten) -> None:
         """Write `length` bytes of 7 and announce them as told; 0 as checksum means the right one."""
         data = bytes([7]) * segment.length
-        await self.link.write(segment.zone, memoryview(data))
+        window = self.link.window(segment.zone, segment.length)
+        if window is not None:
+            window[:] = data
+        await self.link.write(segment.zone, memoryview(data) if window is None else window)
         right = xxhash.xxh3_64_intdigest(data)
         await self.say(msgspec.structs.replace(segment, checksum=right) if segment.checksum == 0 else segment)
 
@@ -111,18 +119,26 @@ def segment(zone: int = 0, layer: int = 2, start: int = 0, stop: int = 8, **chan
     return msgspec.structs.replace(right, **changes)
 
 
+def accepted(**changes: object) -> Accepted:
+    """What a source of `example_layout()` says, or something else."""
+    capabilities = capabilities_of(example_layout(), example_limits())
+    inner = {name: changes.pop(name) for name in Capabilities.__struct_fields__ if name in changes}
+    right = Accepted(msgspec.structs.replace(capabilities, **inner), 1, 1024, KVDType.FLOAT32)
+    return msgspec.structs.replace(right, **changes)
+
+
 NONSENSE_FROM_SOURCE: dict[str, tuple[ToSink, ...]] = {
     "before accepted": (segment(),),
-    "accepted twice": (Accepted(example_layout()), Accepted(example_layout())),
-    "accepted another layout": (Accepted(example_layout(KVOrder.HND)),),
-    "twice": (Accepted(example_layout()), segment(), segment(zone=1)),
-    "overlapping": (Accepted(example_layout()), segment(), segment(zone=1, start=7, stop=9)),
-    "layer outside": (Accepted(example_layout()), segment(layer=6)),
-    "tokens outside": (Accepted(example_layout()), segment(start=24, stop=32)),
-    "empty": (Accepted(example_layout()), segment(stop=1, tokens=Interval(3, 3))),
-    "length": (Accepted(example_layout()), segment(length=512)),
-    "no checksum": (Accepted(example_layout()), segment(checksum=None)),
-    "checksum": (Accepted(example_layout()), segment(checksum=1)),
+    "accepted twice": (accepted(), accepted()),
+    "accepted otherwise": (accepted(wire_dtype=KVDType.FLOAT16),),
+    "twice": (accepted(), segment(), segment(zone=1)),
+    "overlapping": (accepted(), segment(), segment(zone=1, start=7, stop=9)),
+    "layer outside": (accepted(), segment(layer=6)),
+    "tokens outside": (accepted(), segment(start=24, stop=32)),
+    "empty": (accepted(), segment(stop=1, tokens=Interval(3, 3))),
+    "length": (accepted(), segment(length=512)),
+    "no checksum": (accepted(), segment(checksum=None)),
+    "checksum": (accepted(), segment(checksum=1)),
 }
 NONSENSE_FROM_TAKER: dict[str, tuple[ToSource, ...]] = {
     "all landed at once": (AllLanded(),),

@@ -4,6 +4,8 @@ import threading
 import pytest
 
 from common.tasks import TaskScope
+from transfer.backends.base import Buffer
+from transfer.backends.inproc import InprocBackend
 from transfer.errors import PeerLost
 from transfer.limits import TransferLimits
 from transfer.staging import StagingPool
@@ -103,7 +105,7 @@ async def test_wait_beyond_does_not_miss_what_came_before() -> None:
 
 
 async def test_the_pool_is_bounded_fair_and_reused() -> None:
-    pool, order = StagingPool(10, 45), list[str]()
+    pool, order = StagingPool(InprocBackend(), 10, 45), list[str]()
     loop = asyncio.get_running_loop()
 
     async def borrow(name: str, count: int) -> None:
@@ -111,10 +113,10 @@ async def test_the_pool_is_bounded_fair_and_reused() -> None:
             order.append(name)
             assert pool.bytes_in_use <= 40
 
-    async with pool.lend(3) as buffers:
-        assert [len(buffer) for buffer in buffers] == [10, 10, 10]
+    async with pool.lend(3) as loan:
+        assert [len(buffer.view) for buffer in loan.buffers] == [10, 10, 10]
         assert pool.bytes_in_use == 30
-        first = [id(buffer) for buffer in buffers]
+        first = set(loan.buffers)
         wide = loop.create_task(borrow("wide", 2))
         narrow = loop.create_task(borrow("narrow", 1))
         cancelled = loop.create_task(borrow("cancelled", 4))
@@ -124,11 +126,34 @@ async def test_the_pool_is_bounded_fair_and_reused() -> None:
     await asyncio.gather(wide, narrow)
     assert order == ["wide", "narrow"]
     assert pool.bytes_in_use == 0
-    async with pool.lend(4) as buffers:
-        assert set(first) <= {id(buffer) for buffer in buffers}
+    async with pool.lend(4) as loan:
+        assert first <= set(loan.buffers)
     with pytest.raises(ValueError, match="the pool has 4"):
         async with pool.lend(5):
             pass
+
+
+class _Counting(InprocBackend):
+    """Keeps what it was given back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.freed: list[Buffer] = []
+
+    def free(self, buffer: Buffer) -> None:
+        self.freed.append(buffer)
+
+
+async def test_spoiled_buffers_are_given_back_and_not_lent_again() -> None:
+    backend = _Counting()
+    pool = StagingPool(backend, 10, 40)
+    async with pool.lend(2) as spoiled:
+        spoiled.is_spoiled = True
+    assert backend.freed == [*spoiled.buffers]
+    async with pool.lend(2) as fresh:
+        assert not set(fresh.buffers) & set(spoiled.buffers)
+    pool.close()
+    assert set(backend.freed) == {*spoiled.buffers, *fresh.buffers}
 
 
 def test_limits_must_have_room_for_one_hand_off() -> None:
