@@ -27,8 +27,10 @@ app = typer.Typer(
 )
 model_app = typer.Typer(name="model", help="Models on this machine.", no_args_is_help=True)
 config_app = typer.Typer(name="config", help="The configuration.", no_args_is_help=True)
+bench_app = typer.Typer(name="bench", help="Measurements.", no_args_is_help=True)
 app.add_typer(model_app)
 app.add_typer(config_app)
+app.add_typer(bench_app)
 
 
 @app.command()
@@ -81,6 +83,19 @@ def decode(
     run_instance_process(ProcessFlags(config, model_folder, parent_fd), Role.DECODE, instance, _environ())
 
 
+@app.command()
+def links(
+    url: Annotated[str, typer.Option(help="Where the gateway serves.")] = "http://127.0.0.1:8000",
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+) -> None:
+    """Show how fast KV moves between the instances of a running mesh, by each backend."""
+    from rich.console import Console
+
+    from services.cli.links import show_links
+
+    show_links(url, as_json=as_json, console=Console())
+
+
 @model_app.command("fetch")
 def model_fetch(
     name: Annotated[str | None, typer.Argument(help="Without it: the model of the configuration.")] = None,
@@ -100,6 +115,19 @@ def config_check(config: ConfigFile = None) -> None:
     mesh = load_mesh(config, _environ(), {})
     instances = ", ".join(f"{instance.id} ({instance.role})" for instance in mesh.instances)
     print(f"ok: model {mesh.model}, dtype {mesh.dtype}, split {mesh.split}, instances {instances}")
+
+
+@bench_app.command("transfer")
+def bench_transfer(
+    json: Annotated[Path, typer.Option("--json", help="Where to write the report.", dir_okay=False)],
+    peers: Annotated[bool, typer.Option("--peers", help="Beside other libraries, those that are installed.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Seconds, to see that it runs; not for figures.")] = False,
+    segment_bytes: Annotated[int, typer.Option(min=64 << 10, help="Largest piece on the wire.")] = 4 << 20,
+) -> None:
+    """Measure how fast KV moves by every backend, beside memcpy and one raw TCP connection."""
+    from services.cli.bench import TransferFlags, run_transfer
+
+    raise typer.Exit(run_transfer(TransferFlags(json, peers, quick, segment_bytes)))
 
 
 def _environ() -> dict[str, str]:

@@ -1,6 +1,7 @@
 """One process of the mesh: reads the configuration, finds the model and runs the service until it is told to end."""
 
 import asyncio
+import errno
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,8 +17,11 @@ from common.hardware import pin_to, threads_for, usable_core_count
 from common.logs import configure_logs
 from common.messages.control import Role
 from services.launch.commands import GATEWAY
+from services.launch.errors import LaunchError
 from services.launch.lifeline import end_with_parent
 from services.launch.model import prepare_model
+
+_NO_ADDRESS = (errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EACCES)
 
 
 class ProcessFlags(msgspec.Struct, frozen=True):
@@ -36,7 +40,15 @@ def run_gateway_process(flags: ProcessFlags, environ: Mapping[str, str]) -> None
 
     mesh = _load(flags, environ)
     configure_logs(GATEWAY, mesh.log_level, sys.stderr)
-    uvloop.run(run_gateway(mesh, _model_folder(flags, mesh, environ)))
+    folder = _model_folder(flags, mesh, environ)
+    try:
+        uvloop.run(run_gateway(mesh, folder))
+    except OSError as error:
+        if error.errno not in _NO_ADDRESS:
+            raise
+        raise LaunchError(
+            f"cannot listen at {mesh.gateway.http}: {error}; end what uses it, or give another gateway.http"
+        ) from error
 
 
 def run_instance_process(flags: ProcessFlags, role: Role, name: str | None, environ: Mapping[str, str]) -> None:

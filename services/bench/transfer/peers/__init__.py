@@ -1,0 +1,1 @@
+"""Other ways to move packed bytes between two processes, measured beside ours."""

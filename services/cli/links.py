@@ -1,0 +1,58 @@
+"""`pdmesh links`: what the self-tests of the links between the instances of a running mesh measured."""
+
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from common.errors import PdmeshError
+from common.messages.control import LinkMeasured
+
+_TIMEOUT_S: Final = 10.0
+
+
+class NoMesh(PdmeshError):
+    """Nothing that can be asked answers at the address given."""
+
+
+class _Answer(msgspec.Struct, frozen=True):
+    links: list[LinkMeasured]
+
+
+def show_links(url: str, *, as_json: bool, console: Console) -> None:
+    """Print the table of the mesh whose gateway serves at `url`. Raises NoMesh."""
+    links = fetch_links(url)
+    if as_json:
+        console.print_json(msgspec.json.encode(links).decode())
+        return
+    console.print(links_table(links))
+
+
+def fetch_links(url: str) -> Sequence[LinkMeasured]:
+    """What the gateway at `url` knows. Raises NoMesh."""
+    try:
+        with urllib.request.urlopen(f"{url.rstrip('/')}/links", timeout=_TIMEOUT_S) as answer:
+            return msgspec.json.decode(answer.read(), type=_Answer).links
+    except (urllib.error.URLError, OSError, ValueError, msgspec.MsgspecError) as error:
+        raise NoMesh(f"no pdmesh gateway answers at {url!r} ({error}); name one with --url") from error
+
+
+def links_table(links: Sequence[LinkMeasured]) -> Table:
+    """One row for each backend of each pair; the first of a pair is the one in use."""
+    table = Table("prefill", "decode", "backend", "GB/s", "round trip", "in use", "remark")
+    for link in links:
+        for index, figures in enumerate(link.figures):
+            table.add_row(
+                link.peer,
+                link.instance,
+                figures.backend,
+                f"{figures.bytes_per_s / 1e9:.2f}",
+                f"{figures.round_trip_s * 1e3:.2f} ms",
+                "yes" if index == 0 else "",
+                "; ".join(link.failed) if index == 0 else "",
+            )
+    return table
