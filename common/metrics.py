@@ -3,7 +3,7 @@
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
-from common.messages.control import Load
+from common.messages.control import LinkFigures, Load
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 """The media type of what `render` gives."""
@@ -36,9 +36,30 @@ class Metrics:
         )
         self.prompt_tokens = Counter("pdmesh_prompt_tokens", "Prompt tokens of requests ended.", registry=registry)
         self.output_tokens = Counter("pdmesh_output_tokens", "Tokens sent to clients.", registry=registry)
-        self.handoff_bytes = Counter("pdmesh_handoff_bytes", "Payload bytes of KV handed off.", registry=registry)
+        self.handoff_bytes = Counter(
+            "pdmesh_handoff_bytes", "Payload bytes of KV handed off, by backend.", ["backend"], registry=registry
+        )
         self.handoff_s = Histogram(
-            "pdmesh_handoff_seconds", "Duration of a hand-off of KV.", registry=registry, buckets=_SECONDS
+            "pdmesh_handoff_seconds",
+            "Duration of a hand-off of KV, by backend.",
+            ["backend"],
+            registry=registry,
+            buckets=_SECONDS,
+        )
+        self.link_fallbacks = Counter(
+            "pdmesh_link_fallbacks", "Backends that both ends have and that did not work.", registry=registry
+        )
+        self._link_rate = Gauge(
+            "pdmesh_link_bytes_per_second",
+            "Payload bandwidth that the self-test of a link measured.",
+            ["prefill", "decode", "backend"],
+            registry=registry,
+        )
+        self._link_round_trip = Gauge(
+            "pdmesh_link_round_trip_seconds",
+            "Round trip that the self-test of a link measured.",
+            ["prefill", "decode", "backend"],
+            registry=registry,
         )
         self.handoff_failures = Counter("pdmesh_handoff_failures", "Hand-offs that failed.", registry=registry)
         self.malformed_frames = Counter(
@@ -60,10 +81,18 @@ class Metrics:
         for field, gauge in self._loads.items():
             gauge.labels(instance).set(getattr(load, field))
 
+    def link_measured(self, prefill: str, decode: str, figures: LinkFigures) -> None:
+        """Show what one backend between two instances reaches."""
+        self._link_rate.labels(prefill, decode, figures.backend).set(figures.bytes_per_s)
+        self._link_round_trip.labels(prefill, decode, figures.backend).set(figures.round_trip_s)
+
     def instance_lost(self, instance: str) -> None:
         """Show `instance` no more; does nothing for one that never reported."""
         for gauge in self._loads.values():
             gauge.remove_by_labels({"instance": instance})
+        for gauge in (self._link_rate, self._link_round_trip):
+            gauge.remove_by_labels({"prefill": instance})
+            gauge.remove_by_labels({"decode": instance})
 
     def render(self) -> bytes:
         """The text exposition of everything, of type CONTENT_TYPE."""

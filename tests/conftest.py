@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from common.model_store import cache_root
@@ -10,6 +11,10 @@ from services.engine.loading.prepare import prepare
 from services.engine.loading.progress import SilentProgress
 
 pytest_plugins = ["tests.skip_policy"]
+
+# Hypothesis would fail a test that took long once: machines are shared and noisy.
+hypothesis.settings.register_profile("pdmesh", deadline=None)
+hypothesis.settings.load_profile("pdmesh")
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """Network addresses as they stand in mesh.yaml."""
 
 import re
+from ipaddress import ip_address
 
 from common.errors import ConfigError
 
@@ -32,3 +33,13 @@ def parse_control(text: str) -> tuple[str, int] | None:
             f"{text!r} is not a control endpoint: write 'tcp://HOST:PORT' (port 0 takes a free one) or 'ipc://PATH'"
         )
     return match["host"].strip("[]"), int(match["port"])
+
+
+def is_loopback(host: str) -> bool:
+    """Whether `host` is reached from this machine only. A name other than localhost may be anything: False."""
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False

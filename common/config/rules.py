@@ -4,9 +4,9 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 
-from common.config.addresses import parse_control, parse_http
+from common.config.addresses import is_loopback, parse_control, parse_http
 from common.config.sizes import parse_size
-from common.config.types import GatewayConfig, InstanceConfig, MeshConfig
+from common.config.types import GatewayConfig, InstanceConfig, MeshConfig, TransferConfig
 from common.errors import ConfigError
 from common.messages.control import Role
 
@@ -19,7 +19,7 @@ RESERVED_IDS = frozenset({"gateway", "-"})
 def problems(config: MeshConfig) -> Iterator[str]:
     """A sentence for everything that keeps `config` from being used: key, value, what is allowed, what to do."""
     yield from _of_gateway(config.gateway)
-    yield from _of_transfer_host(config.transfer.host)
+    yield from _of_transfer(config.transfer)
     for index, instance in enumerate(config.instances):
         yield from _of_instance(f"instances[{index}]", instance)
     yield from _of_mesh(config)
@@ -49,9 +49,19 @@ def _same_port(gateway: GatewayConfig) -> bool:
     return control is not None and control[1] == port != 0
 
 
-def _of_transfer_host(host: str) -> Iterator[str]:
+def _of_transfer(transfer: TransferConfig) -> Iterator[str]:
+    host = transfer.host
     if not host.strip() or "/" in host or re.fullmatch(r"[^:]*:\d*", host):
         yield f"transfer.host is {host!r}: give a host or an address alone, without scheme or port, such as '127.0.0.1'"
+        return
+    backends = transfer.backends
+    if not backends or len(set(backends)) < len(backends):
+        yield f"transfer.backends is {list(backends)!r}: name each backend once, and at least one, such as [tcp]"
+    if "tcp" in backends and not (is_loopback(host) or transfer.trusted_network or transfer.tls):
+        yield (
+            f"transfer.host is {host!r}, which other machines may reach, and tcp without TLS lets anybody in: give "
+            "transfer.tls certificates, or set transfer.trusted_network: true if nobody else is on that network"
+        )
 
 
 def _of_instance(path: str, instance: InstanceConfig) -> Iterator[str]:

@@ -42,21 +42,39 @@ class GatewayConfig(_Section, frozen=True):
     """Largest HTTP body in bytes."""
 
 
+class TlsConfig(_Section, frozen=True):
+    """Mutual TLS: both ends show a certificate of the same authority. PEM files."""
+
+    certificate: str
+    key: str
+    authority: str
+
+
 class TransferConfig(_Section, frozen=True):
     """How KV moves between instances."""
 
-    backend: Literal["tcp"] = "tcp"
+    backends: tuple[str, ...] = ("tcp",)
+    """What KV may travel by. Each pair of instances measures all that both have when it first meets, and takes the
+    fastest."""
     host: str = "127.0.0.1"
     """Address on which prefill instances serve KV."""
+    trusted_network: bool = False
+    """Whether everybody who can reach `host` may be trusted. Needed for a host other than this machine's loopback,
+    where a backend does not authenticate its peers."""
+    tls: TlsConfig | None = None
+    """Certificates with which the tcp backend proves who it is; it then authenticates its peers."""
     segment_bytes: Positive = 1 << 20
     """Largest piece on the wire, and the size of one landing zone."""
-    landing_zones: Positive = 8
+    landing_zones: Annotated[int, msgspec.Meta(ge=1, le=128)] = 8
     """Pieces in flight per hand-off (the credit)."""
     max_parked: Positive = 64
     """Takers that may wait at P for a job not yet heard of."""
     progress_timeout_s: PositiveSeconds = 5.0
     """A peer that shows no sign of life for so long ends the hand-off."""
     checksum: bool = True
+    """Whether every segment is proved by an xxh3 hash."""
+    threads: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
+    """Threads with which a CPU instance packs or unpacks one piece."""
 
 
 class EmulateConfig(_Section, frozen=True):

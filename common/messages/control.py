@@ -127,6 +127,30 @@ class KVLanded(_Message, frozen=True):
     request: RequestId
     payload_bytes: int
     seconds: float
+    backend: str
+    """Scheme of the backend that moved it."""
+    casting_side: str
+    """Who converted elements: "source", "sink" or "nobody"."""
+
+
+class LinkFigures(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the self-test of one backend between two instances measured."""
+
+    backend: str
+    bytes_per_s: float
+    round_trip_s: float
+
+
+class LinkMeasured(_Message, frozen=True):
+    """D has met P: the figures of every backend that both have and that works, best first."""
+
+    instance: InstanceId
+    generation: Generation
+    peer: InstanceId
+    peer_generation: Generation
+    figures: tuple[LinkFigures, ...]
+    failed: tuple[str, ...] = ()
+    """Why a backend that both have does not work, in words; then the best of the others is a fallback."""
 
 
 class JobFailed(_Message, frozen=True):
@@ -138,7 +162,7 @@ class JobFailed(_Message, frozen=True):
     failure: Failure
 
 
-FromWorker = Register | Heartbeat | Leaving | TokensEmitted | PrefillReleased | KVLanded | JobFailed
+FromWorker = Register | Heartbeat | Leaving | TokensEmitted | PrefillReleased | KVLanded | LinkMeasured | JobFailed
 
 
 # ---------------------------------------------------------------- gateway → worker
@@ -198,6 +222,14 @@ class RunDecode(_Message, frozen=True):
     deadline_s: float
 
 
+class MeetPrefill(_Message, frozen=True):
+    """To a decode instance: this prefill instance is in the mesh; measure the links to it."""
+
+    peer: InstanceId
+    peer_generation: Generation
+    endpoints: tuple[str, ...]
+
+
 class Abort(_Message, frozen=True):
     """Drop every trace of the request (both roles); no answer is expected but PrefillReleased from P."""
 
@@ -208,4 +240,4 @@ class Drain(_Message, frozen=True):
     """Finish what runs, take no more, then leave."""
 
 
-ToWorker = Welcome | HeartbeatAck | Rejected | RunPrefill | RunDecode | Abort | Drain
+ToWorker = Welcome | HeartbeatAck | Rejected | RunPrefill | RunDecode | MeetPrefill | Abort | Drain

@@ -18,7 +18,10 @@ from common.messages.control import (
     HeartbeatAck,
     JobFailed,
     KVLanded,
+    LinkFigures,
+    LinkMeasured,
     Load,
+    MeetPrefill,
     Rejected,
     RunDecode,
     RunPrefill,
@@ -41,6 +44,7 @@ from services.engine.api import (
 from services.engine.thread import EngineThread
 from transfer.errors import TransferError
 from transfer.sink import KVSink
+from transfer.sink_session import Landed
 
 _log = logging.getLogger(__name__)
 
@@ -91,6 +95,8 @@ class DecodeJobs:
         match message:
             case RunDecode():
                 self._run(message)
+            case MeetPrefill():
+                self._tasks.start(self._meet(message, self.generation), f"meet:{message.peer}")
             case Abort(request):
                 self.abort(request)
             case Drain():
@@ -110,6 +116,16 @@ class DecodeJobs:
         self._jobs[request] = _Job(message, self._clock.now() + message.deadline_s)
         self._faults.reach(FaultPoint.DECODE_ACCEPTED)
         self._engine.submit(_engine_job(message))
+
+    async def _meet(self, introduction: MeetPrefill, generation: Generation) -> None:
+        try:
+            met = await self._sink.meet(introduction.endpoints)
+        except TransferError as error:
+            _log.warning("no link to %s: %s", introduction.peer, error)
+            return
+        figures = tuple(LinkFigures(one.scheme, one.bytes_per_s, one.round_trip_s) for one in met.figures)
+        peer = introduction.peer, introduction.peer_generation
+        self._send(LinkMeasured(self._instance, generation, *peer, figures, met.failed))
 
     def abort(self, request: RequestId) -> None:
         """Drop the job, wherever it stands; its blocks are freed once nobody writes to them."""
@@ -173,7 +189,7 @@ class DecodeJobs:
             self._engine.end(request)
             return
         self._faults.reach(FaultPoint.DECODE_LANDED)
-        self._send(KVLanded(self._instance, self.generation, request, landed.payload_bytes, landed.seconds))
+        self._send(_landed_message(self._instance, self.generation, request, landed))
         self._engine.kv_landed(request)
 
     def _intake_done(self, request: RequestId, job: _Job, task: asyncio.Task[Any]) -> None:
@@ -223,7 +239,11 @@ class DecodeJobs:
         )
 
     async def close(self) -> None:
-        """End the intakes; the sink and the engine are closed by their owner."""
+        """End the intakes and begin no more; the sink and the engine are closed by their owner."""
+        self._is_over = True
+        for job in self._jobs.values():
+            # The engine is still there, and what it reserves now would be lent to nobody.
+            job.is_dropped = True
         await self._tasks.close()
 
 
@@ -237,4 +257,16 @@ def _engine_job(message: RunDecode) -> DecodeJob:
         choices=message.choices,
         stop_tokens=message.stop_tokens,
         min_tokens=message.min_tokens,
+    )
+
+
+def _landed_message(instance: InstanceId, generation: Generation, request: RequestId, landed: Landed) -> KVLanded:
+    return KVLanded(
+        instance=instance,
+        generation=generation,
+        request=request,
+        payload_bytes=landed.payload_bytes,
+        seconds=landed.seconds,
+        backend=landed.scheme,
+        casting_side=landed.casting_side,
     )

@@ -17,7 +17,7 @@ from services.engine.runner import Runner
 from services.engine.thread import EngineThread
 from services.engine.worker import Worker
 from transfer.backends.base import Backend
-from transfer.backends.tcp import TcpBackend
+from transfer.backends.registry import build_backends, installed_backends
 from transfer.limits import TransferLimits
 from transfer.memory import PagedMemory
 from transfer.sink import KVSink
@@ -49,7 +49,7 @@ class DecodeService:
     async def start(self) -> None:
         """Load the model. Raises ModelError or ConfigError."""
         runner = self._runner = await self.engine.start()
-        memory = PagedMemory(runner.layout, runner.kv.keys, runner.kv.values)
+        memory = PagedMemory.apart(runner.layout, runner.kv.keys, runner.kv.values)
         limits = TransferLimits.of(self._config.transfer)
         self.sink = KVSink(memory, Generation(0), limits, self._clock, self._backends)
         self.jobs = DecodeJobs(
@@ -99,7 +99,7 @@ async def run_decode(config: MeshConfig, instance: InstanceConfig, model_folder:
         config,
         instance,
         lambda: build_instance_runner(instance, config.dtype, model_folder),
-        [TcpBackend(config.transfer.host)],
+        build_backends(config.transfer, installed_backends()),
         SystemClock(),
     )
     await service.start()

@@ -2,12 +2,14 @@
 
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from common.clock import Clock
+from common.logs import LimitedLog
 from services.gateway.completions import ApiSettings, Completions, Mint, ModelCard
 from services.gateway.observer import Observer
 from services.gateway.openai_errors import ApiError, ErrorBody, invalid
@@ -38,7 +40,11 @@ def build_app(
 
     Run it with `build_runner`: without handler cancellation a client that leaves would not free its request.
     """
-    app = web.Application(client_max_size=settings.max_body, middlewares=[_errors_in_envelopes])
+    app = web.Application(
+        client_max_size=settings.max_body,
+        middlewares=[_errors_in_envelopes],
+        handler_args={"logger": _ServerLog(clock)},
+    )
     completions = Completions(mesh, text, model, settings, clock, mint, observer)
     entries = _ModelRoutes(model)
     health = _HealthRoutes(mesh)
@@ -55,9 +61,27 @@ def build_app(
     return app
 
 
-def build_runner(app: web.Application) -> web.AppRunner:
+def build_runner(app: web.Application, idle_s: float = IDLE_S) -> web.AppRunner:
     """A runner that cancels the handler of a client that went away, and closes connections that do not ask."""
-    return web.AppRunner(app, handler_cancellation=True, access_log=None, keepalive_timeout=IDLE_S)
+    return web.AppRunner(app, handler_cancellation=True, access_log=None, keepalive_timeout=idle_s)
+
+
+class _ServerLog(logging.LoggerAdapter[logging.Logger]):
+    """What aiohttp's server logs, but for peers that speak no HTTP: they were told, and may be many.
+
+    aiohttp would write an error with a traceback for each.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__(_log, {})
+        self._limited = LimitedLog(_log, clock)
+
+    def exception(self, msg: object, *args: object, exc_info: Any = True, **more: Any) -> None:
+        """Log an exception; those that a peer provokes are one line per interval."""
+        if isinstance(exc_info, HttpProcessingError | web.RequestPayloadError):
+            self._limited.warning("a request was not HTTP: %s", " ".join(str(exc_info).split())[:200])
+        else:
+            super().exception(msg, *args, exc_info=exc_info, **more)
 
 
 class _ModelRoutes:

@@ -17,6 +17,7 @@ from common.messages.control import (
     JobFailed,
     KVLanded,
     Leaving,
+    LinkMeasured,
     PrefillReleased,
     Register,
     TokensEmitted,
@@ -39,6 +40,7 @@ from services.scheduling.lifecycle_events import (
     Send,
     ShutdownRequested,
 )
+from services.scheduling.links import Links
 from services.scheduling.members import LoadReported, LossReason, MemberJoined, MemberLost
 from services.scheduling.membership import (
     Membership,
@@ -109,6 +111,7 @@ class MeshShell:
         self._bus = bus
         self._clock = clock
         self._meter = meter
+        self._links = Links()
         self._deadline_s = deadline_s
         self._streams: dict[RequestId, _Stream] = {}
         self._tasks = TaskScope("mesh")
@@ -170,6 +173,10 @@ class MeshShell:
         """What the gateway holds for requests, ended ones whose prefill slot is still taken included."""
         return self._lifecycle.holdings()
 
+    def links(self) -> tuple[LinkMeasured, ...]:
+        """The measured links between instances."""
+        return self._links.table()
+
     # ------------------------------------------------------------ events in
 
     async def _receive(self) -> None:
@@ -182,10 +189,20 @@ class MeshShell:
         match message:
             case Register() | Heartbeat() | Leaving():
                 self._handle(MessageReceived(self._clock.now(), peer, message))
+            case LinkMeasured():
+                self._link_measured(message)
             case TokensEmitted() | PrefillReleased() | KVLanded() | JobFailed():
                 self._handle(message)
             case _:
                 assert_never(message)
+
+    def _link_measured(self, message: LinkMeasured) -> None:
+        if not self._links.measured(message):
+            return
+        self._meter.link_measured(message)
+        if message.failed:
+            reasons = "; ".join(message.failed)
+            _log.warning("%s takes KV from %s by a slower path: %s", message.instance, message.peer, reasons)
 
     async def _tick(self) -> None:
         while True:
@@ -245,9 +262,12 @@ class MeshShell:
             case MemberJoined(member):
                 _log.info("%s instance %s joined", member.role, member.instance)
                 self._handle(effect)
+                for meet in self._links.joined(effect):
+                    self._send(meet.instance, meet.message)
             case MemberLost(instance, _, reason):
                 _log.log(_LOSS_LEVELS[reason], "instance %s is lost: %s", instance, reason)
                 self._meter.lost(instance)
+                self._links.lost(effect)
                 self._handle(effect)
             case LoadReported():
                 self._handle(effect)

@@ -2,7 +2,7 @@
 
 from common.errors import Failure, FailureKind
 from common.ids import InstanceId, RequestId
-from common.messages.control import FromWorker, Heartbeat, JobFailed, KVLanded
+from common.messages.control import FromWorker, Heartbeat, JobFailed, KVLanded, LinkMeasured
 from common.metrics import Metrics
 from services.gateway.openai_types import Usage
 
@@ -53,13 +53,19 @@ class WorkerMeter:
         match message:
             case Heartbeat(instance=instance, load=load):
                 self._metrics.load_reported(instance, load)
-            case KVLanded(payload_bytes=payload_bytes, seconds=seconds):
-                self._metrics.handoff_bytes.inc(payload_bytes)
-                self._metrics.handoff_s.observe(seconds)
+            case KVLanded(payload_bytes=payload_bytes, seconds=seconds, backend=backend):
+                self._metrics.handoff_bytes.labels(backend).inc(payload_bytes)
+                self._metrics.handoff_s.labels(backend).observe(seconds)
             case JobFailed(failure=Failure(kind=FailureKind.HANDOFF_FAILED)):
                 self._metrics.handoff_failures.inc()
             case _:
                 pass
+
+    def link_measured(self, message: LinkMeasured) -> None:
+        """A decode instance has met a prefill instance."""
+        for figures in message.figures:
+            self._metrics.link_measured(message.peer, message.instance, figures)
+        self._metrics.link_fallbacks.inc(len(message.failed))
 
     def lost(self, instance: InstanceId) -> None:
         """The instance is no member any more."""

@@ -7,6 +7,7 @@ import time
 from datetime import datetime
 from pathlib import Path
 
+import msgspec
 from aiohttp import web
 
 from common.bus.codecs import from_worker_codec, to_worker_codec
@@ -23,6 +24,7 @@ from services.gateway.completions import ApiSettings, Minted, ModelCard
 from services.gateway.mesh import MeshShell
 from services.gateway.metering import MeteringObserver, WorkerMeter
 from services.gateway.model_facts import context_length_of
+from services.gateway.responses import json_response
 from services.gateway.text_lane import TextLane
 from services.scheduling.lifecycle import Lifecycle, Limits
 from services.scheduling.membership import Membership
@@ -87,6 +89,7 @@ class GatewayService:
             MeteringObserver(self.metrics),
         )
         app.router.add_get("/metrics", self._show_metrics)
+        app.router.add_get("/links", self._show_links)
         self._http = build_runner(app)
         await self._http.setup()
         host, port = parse_http(gateway.http)
@@ -100,6 +103,9 @@ class GatewayService:
         self.metrics.queued.set(holdings.queued)
         self.metrics.running.set(holdings.requests)
         return web.Response(body=self.metrics.render(), headers={"Content-Type": CONTENT_TYPE})
+
+    async def _show_links(self, _: web.Request) -> web.Response:
+        return json_response(msgspec.json.encode({"links": self.mesh.links()}))
 
     async def drain(self) -> None:
         """Accept nothing new; ends when every request has ended, or after DRAIN_S."""

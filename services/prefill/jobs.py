@@ -18,6 +18,7 @@ from common.messages.control import (
     HeartbeatAck,
     JobFailed,
     Load,
+    MeetPrefill,
     PrefillReleased,
     Rejected,
     RunDecode,
@@ -92,7 +93,7 @@ class PrefillJobs:
                 self.abort(request)
             case Drain():
                 self.is_draining = True
-            case RunDecode() | Welcome() | HeartbeatAck() | Rejected():
+            case RunDecode() | MeetPrefill() | Welcome() | HeartbeatAck() | Rejected():
                 _log.error("a prefill instance was sent a %s", type(message).__name__)
             case _:
                 assert_never(message)
@@ -211,7 +212,11 @@ class PrefillJobs:
         )
 
     async def close(self) -> None:
-        """End the watchers; the source and the engine are closed by their owner."""
+        """End the watchers and begin no more; the source and the engine are closed by their owner."""
+        self._is_over = True
+        for job in self._jobs.values():
+            # The engine is still there, and what it reserves now would be lent to nobody.
+            job.is_dropped = True
         await self._tasks.close()
 
 

@@ -1,6 +1,7 @@
 """The policy `fixed`: one split for all requests, the least loaded instances."""
 
 from common.errors import Failure, FailureKind
+from common.kv.wire import wire_token_bytes
 from services.scheduling.placement import Placement
 from services.scheduling.request import RequestSpec
 from services.scheduling.routing import (
@@ -52,7 +53,7 @@ class FixedPolicy(PlacementPolicy):
         if not prefills:
             return Wait("a free slot at a prefill instance")
         prefill = least_loaded(prefills).member
-        kv_bytes = split * prefill.layout.token_bytes
+        kv_bytes = split * wire_token_bytes(prefill.layout, decode.layout)
         return Placement(prefill=prefill.instance, decode=decode.instance, split=split, kv_bytes=kv_bytes)
 
     def not_ready(self, mesh: MeshView) -> str | None:

@@ -42,15 +42,17 @@ MembershipEvent = MessageReceived | PeerUnreachable | Tick
 MembershipEffect = Reply | MemberJoined | MemberLost | LoadReported
 
 
+_OF_THE_MODEL = ("model", "kind", "layers", "heads", "head_dim")
+
+
 def incompatibility(mesh: KVLayout, other: KVLayout) -> str | None:
     """Which fields keep `other` out of a mesh of `mesh` layouts, with both values; None: it may join.
 
-    Layouts must be equal in everything but the device.
+    The model must be the same; how its KV lies in memory may differ, since transfer translates.
     """
-    names = (field for field in KVLayout.__struct_fields__ if field != "device")
     differences = [
         f"{name} is {getattr(other, name)!r}, the mesh has {getattr(mesh, name)!r}"
-        for name in names
+        for name in _OF_THE_MODEL
         if getattr(other, name) != getattr(mesh, name)
     ]
     return "; ".join(differences) or None

@@ -13,6 +13,9 @@ def _alphabet() -> dict[str, int]:
 
 _BYTE_OF: Final = MappingProxyType(_alphabet())
 
+ALPHABET: Final = frozenset(_BYTE_OF)
+"""The characters that stand for a byte."""
+
 
 def bytes_of_token(token: str) -> bytes:
     """The bytes that a byte-level token stands for; a token with any other character stands for its own UTF-8."""

@@ -9,7 +9,7 @@ import msgspec
 import tokenizers
 
 from common.errors import ModelError
-from services.text.byte_level import bytes_of_token
+from services.text.byte_level import ALPHABET, bytes_of_token
 from services.text.detokenizer import ByteDetokenizer, Detokenizer, WindowDetokenizer
 
 SPECIAL_TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -114,11 +114,15 @@ class Tokenizer:
         )
 
     def _longest(self) -> int:
-        """Characters of the longest token; 0 where an added token takes in any number of spaces around it."""
-        if any(token.lstrip or token.rstrip for token in self._backend.get_added_tokens_decoder().values()):
+        """Characters of the longest token; 0 where a text may have any number of characters for which no token stands:
+        spaces that an added token takes in around it, bytes that are not in the vocabulary.
+        """
+        vocabulary = self._backend.get_vocab(with_added_tokens=True)
+        takes_spaces = any(token.lstrip or token.rstrip for token in self._backend.get_added_tokens_decoder().values())
+        if takes_spaces or not vocabulary.keys() >= ALPHABET:
             return 0
         # Byte-level tokens have a character for each byte, and a text has no more characters than bytes.
-        return max(map(len, self._backend.get_vocab(with_added_tokens=True)))
+        return max(map(len, vocabulary))
 
     def _byte_fallback_tokens(self) -> dict[int, int]:
         if "ByteFallback" not in self._decoder_kinds:

@@ -6,6 +6,7 @@ from pathlib import Path
 import msgspec
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 NEAR_TIE = 5e-4
 """Below this top-2 margin of the reference a different token is rounding, not an error (promise 1)."""
@@ -15,10 +16,12 @@ class Expected(msgspec.Struct, frozen=True):
     prompt_tokens: int
     tokens: tuple[int, ...]
     """Generated, the end token included."""
-    pieces: tuple[str, ...]
-    """Each generated token as text, as the API's logprobs show it; the end token is the last where there is one."""
+    pieces: tuple[bytes, ...]
+    """Each generated token's bytes, as the API's logprobs show them; the end token is the last where there is one."""
     margins: tuple[float, ...]
     """For each generated token: the reference's best logit minus its second best."""
+    logprobs: tuple[float, ...]
+    """Of each generated token."""
     text: str
     finish_reason: str
 
@@ -28,6 +31,7 @@ class Reference:
 
     def __init__(self, folder: Path) -> None:
         self._tokenizer = AutoTokenizer.from_pretrained(folder)
+        self._byte_of = {character: byte for byte, character in bytes_to_unicode().items()}
         self._model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
     def answer(self, prompt: str, max_tokens: int) -> Expected:
@@ -48,18 +52,27 @@ class Reference:
         return Expected(
             prompt_tokens=length,
             tokens=tokens,
-            pieces=tuple(self._tokenizer.decode([token]) for token in tokens),
+            pieces=tuple(self._bytes_of(token) for token in tokens),
             margins=tuple((first - second).item() for first, second in best),
+            logprobs=tuple(
+                torch.log_softmax(logits[0].float(), -1)[token].item()
+                for logits, token in zip(output.logits, tokens, strict=True)
+            ),
             text=self._tokenizer.decode(tokens, skip_special_tokens=True),
             finish_reason="stop" if ended else "length",
         )
+
+    def _bytes_of(self, token: int) -> bytes:
+        """A byte-level vocabulary writes each byte as a character of its own."""
+        piece = self._tokenizer.convert_ids_to_tokens(token)
+        return piece.encode() if token in self._ends() else bytes(self._byte_of[character] for character in piece)
 
     def _ends(self) -> tuple[int, ...]:
         ends = self._model.generation_config.eos_token_id
         return tuple(ends) if isinstance(ends, list) else (ends,)
 
 
-def first_difference(expected: Sequence[int], found: Sequence[int]) -> int | None:
+def first_difference(expected: Sequence[object], found: Sequence[object]) -> int | None:
     """The index of the first token that differs; None when the answers are equal."""
     for index, (mine, theirs) in enumerate(zip(expected, found, strict=False)):
         if mine != theirs:

@@ -110,8 +110,9 @@ async def test_a_forward_that_fails_is_a_typed_error(role: str, deterministic_fo
 
     async with in_process_mesh(mesh_config(), deterministic_folder, build=failing) as mesh:
         answer = await mesh.complete(PROMPT)
-        assert answer.status == 500, answer.body
-        assert answer.body["error"]["code"] == "engine_failed"
+        # Where P fails D learns of it too, over the link; whose word reaches the gateway first counts.
+        errors = {("engine_failed", 500)} | ({("handoff_failed", 503)} if role == "prefill" else set())
+        assert (answer.body["error"]["code"], answer.status) in errors, answer.body
         assert (await mesh.complete(PROMPT)).status == 200, "the next one is served"
 
 

@@ -1,10 +1,13 @@
 """The command as a process: exit codes, streams, and what it imports."""
 
 import os
+import socket
 import subprocess
 import sys
 
 import pytest
+
+from services.engine.deterministic_model import write_deterministic_model
 
 PDMESH = [sys.executable, "-m", "services.cli.main"]
 
@@ -64,6 +67,22 @@ def test_a_model_that_is_not_there_is_1_and_names_it(tmp_path):
     done = run("model", "fetch", str(tmp_path / "none.gguf"), PDMESH_CACHE=str(tmp_path))
     assert (done.returncode, done.stdout) == (1, "")
     assert "none.gguf" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_gateway_whose_port_is_taken_says_so(tmp_path):
+    folder = write_deterministic_model(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as holder:
+        http = f"127.0.0.1:{holder.getsockname()[1]}"
+        done = run(
+            "gateway",
+            "--model-folder",
+            str(folder),
+            PDMESH_GATEWAY__HTTP=http,
+            PDMESH_GATEWAY__CONTROL="tcp://127.0.0.1:0",
+        )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"error: cannot listen at {http}: " in done.stderr
     assert "Traceback" not in done.stderr
 
 

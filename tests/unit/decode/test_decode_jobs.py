@@ -18,7 +18,9 @@ from transfer.errors import PeerLost
 from transfer.sink_session import Landed
 
 D0, LIFE, R = InstanceId("d0"), Generation(7), RequestId("r")
-LANDED = Landed(payload_bytes=12, seconds=0.5, first_byte_s=0.1, last_byte_s=0.4)
+LANDED = Landed(
+    payload_bytes=12, scheme="inproc", casting_side="nobody", seconds=0.5, first_byte_s=0.1, last_byte_s=0.4
+)
 TICKET = Ticket(TransferId("t"), b"secret", Generation(1), LIFE, ())
 
 
@@ -103,7 +105,7 @@ async def test_kv_that_has_landed_is_told_to_engine_and_gateway() -> None:
     bench.run()
     (await bench.take()).set_result(LANDED)
     await bench.until(lambda: bench.engine.landed == [R])
-    assert bench.sent == [KVLanded(D0, LIFE, R, 12, 0.5)]
+    assert bench.sent == [KVLanded(D0, LIFE, R, 12, 0.5, "inproc", "nobody")]
     assert bench.engine.ended == []
     bench.jobs.on_event(JobEnded(R))
 
@@ -195,3 +197,12 @@ async def test_a_life_that_is_over_takes_nothing_until_the_next_begins(ticket: T
     bench.jobs.begin(LIFE)
     bench.run(ticket)
     assert bench.engine.submitted == [R]
+
+
+async def test_after_the_close_nothing_is_taken_in_any_more() -> None:
+    bench = Bench()
+    bench.run()
+    await bench.jobs.close()
+    bench.jobs.on_event(BlocksReserved(R, (0,)))
+    assert len(bench.jobs._tasks) == 0
+    assert bench.sink.takes == []

@@ -6,9 +6,11 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+from aiohttp import web
 
 from common.errors import Failure, FailureKind
 from common.ids import InstanceId
+from services.gateway.app import build_runner
 from services.gateway.stream import Failed, GenerationRequest, StreamEvent
 from services.gateway.testing import Script, emitted, placed, token_by_token
 
@@ -166,6 +168,60 @@ async def test_what_is_refused_never_reaches_the_mesh(
     assert response.headers["x-request-id"] == "r1"
     assert served.mesh.requests == []
     assert [note[0] for note in served.observer.notes] == ["refused"]
+
+
+async def test_too_long_a_text_is_a_400_that_tells_the_context(serve: Serve) -> None:
+    served = await serve(silent_after())
+    for path, body in ((PLAIN, {**PROMPT, "prompt": "x" * 9_000}), (CHAT, {**HELLO, "messages": long_talk()})):
+        response = await served.client.post(path, json=body)
+        error = (await response.json())["error"]
+        assert (response.status, error["code"], error["param"]) == (400, "context_length_exceeded", "prompt")
+        assert "context is 100 tokens; the prompt has at least " in error["message"]
+    assert served.mesh.streams == []
+
+
+def long_talk() -> list[dict[str, str]]:
+    return [{"role": "user", "content": "x" * 9_000}]
+
+
+@pytest.mark.parametrize("head", [b"", b"POST /v1/completions HTTP/1.1\r\nX-Slow: ", b"GET /health HTTP/1.1\r\n\r\n"])
+async def test_a_connection_that_does_not_ask_is_closed(serve: Serve, head: bytes) -> None:
+    served = await serve(silent_after())
+    runner = build_runner(served.client.app, idle_s=0.05)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        reader, writer = await asyncio.open_connection(*runner.addresses[0][:2])
+        writer.write(head)
+        async with asyncio.timeout(10):
+            await reader.read()  # to its end
+        writer.close()
+        await writer.wait_closed()
+    finally:
+        await runner.cleanup()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        (b"Content-Length: -5\r\n\r\n", "Invalid character in Content-Length"),
+        (b"Content-Encoding: gzip\r\nContent-Length: 5\r\n\r\nabcde", "Can not decode content-encoding"),
+    ],
+)
+async def test_what_is_not_http_is_answered_and_does_not_fill_the_log(
+    serve: Serve, caplog: pytest.LogCaptureFixture, wrong: bytes, told: str
+) -> None:
+    served = await serve(silent_after())
+    for _ in range(20):
+        reader, writer = await asyncio.open_connection(served.client.host, served.client.port)
+        writer.write(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\n" + wrong)
+        assert b" 400 " in await reader.readline()
+        writer.close()
+        await writer.wait_closed()
+    (line,) = caplog.records
+    assert line.levelname == "WARNING"
+    assert line.message.startswith("a request was not HTTP: ")
+    assert told in line.message
 
 
 async def test_too_large_a_body_is_a_413(serve: Serve) -> None:

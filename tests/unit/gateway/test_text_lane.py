@@ -3,15 +3,16 @@
 import asyncio
 import threading
 from collections.abc import Callable
-from typing import cast
+from datetime import datetime
+from typing import Any, cast
 
 import pytest
 
 from common.ids import RequestId
 from common.messages.control import EmittedTokens, FinishReason
-from services.gateway.text_lane import TextLane
+from services.gateway.text_lane import TextLane, TextTooLong
 from services.gateway.text_thread import LaneClosed, TextThread
-from services.text.chat_template import TemplateRefused
+from services.text.chat_template import ChatTemplate, TemplateRefused
 from services.text.choice import ChoiceRules
 from services.text.tokenizer import Tokenizer
 
@@ -63,25 +64,41 @@ class CountingLoop:
 
 async def test_a_cancelled_call_harms_no_other(spy_tokenizer: Tokenizer, ids: Ids) -> None:
     async with TextLane(spy_tokenizer, None) as lane:
-        calls = [asyncio.ensure_future(lane.encode_text("abc")) for _ in range(3)]
+        calls = [asyncio.ensure_future(lane.encode_text("abc", 100)) for _ in range(3)]
         await asyncio.sleep(0)
         calls[1].cancel()
         assert [await calls[0], await calls[2]] == [ids("abc"), ids("abc")]
 
 
+async def test_a_text_that_cannot_fit_is_refused_without_being_encoded(spy_tokenizer: Any) -> None:
+    template = ChatTemplate("{{ messages[0].content }}", {}, datetime.now)
+    least = spy_tokenizer.least_tokens("x" * 10_000)
+    assert least > 1
+    async with TextLane(spy_tokenizer, template) as lane:
+        for refused in (
+            lane.encode_text("x" * 10_000, least - 1),
+            lane.encode_chat([{"role": "user", "content": "x" * 10_000}], least - 1),
+        ):
+            with pytest.raises(TextTooLong) as caught:
+                await refused
+            assert caught.value.least_tokens == least
+        assert spy_tokenizer.threads == set()
+        assert len(await lane.encode_text("x" * 10_000, least)) >= least
+
+
 async def test_errors_come_back_to_the_caller(spy_tokenizer: Tokenizer) -> None:
     async with TextLane(spy_tokenizer, None) as lane:
         with pytest.raises(TemplateRefused, match="no chat template"):
-            await lane.encode_chat([{"role": "user", "content": "hi"}])
+            await lane.encode_chat([{"role": "user", "content": "hi"}], 100)
 
 
 async def test_leaving_ends_the_threads_after_what_was_asked(spy_tokenizer: Tokenizer, ids: Ids) -> None:
     before = threading.active_count()
     async with TextLane(spy_tokenizer, None) as lane:
         assert threading.active_count() == before + 2
-        last = asyncio.ensure_future(lane.encode_text("abc"))
+        last = asyncio.ensure_future(lane.encode_text("abc", 100))
         await asyncio.sleep(0)
     assert await last == ids("abc")
     assert threading.active_count() == before
     with pytest.raises(LaneClosed, match="not running"):
-        await lane.encode_text("abc")
+        await lane.encode_text("abc", 100)

@@ -13,6 +13,7 @@ import pytest
 from common.clock import SystemClock
 from common.config.addresses import parse_http
 from common.config.types import GatewayConfig, MeshConfig
+from common.errors import ConfigError
 from services.launch.errors import LaunchError
 from services.launch.local import LaunchOptions, LocalMesh
 
@@ -22,9 +23,8 @@ CONFIG = MeshConfig(gateway=GatewayConfig(http="127.0.0.1:0", control="tcp://127
 
 @pytest.fixture(autouse=True)
 def nothing_left(tmp_path):
-    """Whatever a test does, no process and no temporary file of the launcher stays."""
+    """Whatever a test does, no process stays."""
     yield
-    assert list(tmp_path.glob("pdmesh-*")) == []
     left = [process for process in psutil.process_iter(["cmdline"]) if str(tmp_path) in (process.info["cmdline"] or [])]
     assert left == []
 
@@ -35,7 +35,7 @@ def local_mesh(folder: Path, faults: str = "", **options) -> LocalMesh:
         CONFIG,
         environ=environ,
         clock=SystemClock(),
-        options=LaunchOptions(program=FAKE, model_folder=folder, scratch=folder, ready_timeout_s=30.0, **options),
+        options=LaunchOptions(program=FAKE, model_folder=folder, ready_timeout_s=30.0, **options),
     )
 
 
@@ -99,14 +99,18 @@ async def test_a_process_that_ends_before_the_mesh_is_ready_is_an_error_with_its
             pass
 
 
+async def test_a_configuration_that_a_process_refuses_is_an_error_of_the_configuration(tmp_path):
+    with pytest.raises(ConfigError, match=r"'d0' ended with code 2[\s\S]*about to fail"):
+        async with local_mesh(tmp_path, "d0=exit:2"):
+            pass
+
+
 async def test_a_program_that_is_not_there_is_an_error(tmp_path):
     mesh = LocalMesh(
         CONFIG,
         environ=os.environ,
         clock=SystemClock(),
-        options=LaunchOptions(
-            program=("/no/such/program",), model_folder=tmp_path, scratch=tmp_path, ready_timeout_s=30.0
-        ),
+        options=LaunchOptions(program=("/no/such/program",), model_folder=tmp_path, ready_timeout_s=30.0),
     )
     with pytest.raises(LaunchError, match="cannot start 'gateway'"):
         async with mesh:
@@ -157,7 +161,7 @@ async def test_a_taken_port_is_named(tmp_path):
         holder.listen()
         taken = f"127.0.0.1:{holder.getsockname()[1]}"
         config = MeshConfig(gateway=GatewayConfig(http=taken))
-        options = LaunchOptions(program=FAKE, model_folder=tmp_path, scratch=tmp_path)
+        options = LaunchOptions(program=FAKE, model_folder=tmp_path)
         mesh = LocalMesh(config, environ=os.environ, clock=SystemClock(), options=options)
         with pytest.raises(LaunchError, match=f"cannot listen at {taken}"):
             async with mesh:
@@ -170,7 +174,8 @@ async def test_a_question_about_nobody_names_who_is_there(tmp_path):
             mesh.pid("d9")
 
 
-async def test_the_processes_end_when_their_launcher_is_killed(tmp_path):
+async def test_nothing_is_left_of_a_mesh_whose_launcher_is_killed(tmp_path):
+    (temporary := tmp_path / "temporary").mkdir()
     code = f"""
 import asyncio, os
 from pathlib import Path
@@ -181,12 +186,12 @@ async def main():
         await asyncio.sleep(600)
 asyncio.run(main())
 """
-    launcher = await asyncio.create_subprocess_exec(sys.executable, "-c", code, stdout=asyncio.subprocess.PIPE)
+    environ = {**os.environ, "TMPDIR": str(temporary)}
+    command = (sys.executable, "-c", code)
+    launcher = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE, env=environ)
     pids = [int(pid) for pid in (await launcher.stdout.readline()).split()]
     assert len(pids) == 3
     launcher.kill()
     await launcher.wait()
     await until(lambda: not any(psutil.pid_exists(pid) for pid in pids))
-    for orphaned in tmp_path.glob("pdmesh-*/mesh.yaml"):  # a killed launcher cannot remove its file
-        orphaned.unlink()
-        orphaned.parent.rmdir()
+    assert list(temporary.iterdir()) == []

@@ -6,11 +6,14 @@ import msgspec
 import pytest
 
 from common.config.types import GatewayConfig, InstanceConfig, MeshConfig
+from common.errors import ConfigError
 from common.ids import InstanceId
 from common.messages.control import Role
 from services.launch import restart
 from services.launch.commands import plan_processes
-from services.launch.settle import settle, with_counts
+from services.launch.errors import LaunchError
+from services.launch.process import ended
+from services.launch.settle import check_memory, find_port, settle, with_counts
 
 
 def ids(config):
@@ -96,3 +99,33 @@ def test_pauses_double_to_a_bound_and_a_steady_run_starts_over():
 def test_the_config_that_children_read_is_the_settled_one():
     config = settle(MeshConfig(split=1.0), 2, lambda _host, port: port)
     assert msgspec.convert(msgspec.to_builtins(config), MeshConfig) == config
+
+
+def test_a_kv_cache_larger_than_the_machine_is_refused():
+    config = MeshConfig(instances=(InstanceConfig(id=InstanceId("d0"), role=Role.DECODE, kv_memory="100GiB"),), split=0)
+    check_memory(config, 100 * 2**30)
+    with pytest.raises(ConfigError, match=r"kv_memory of d0 is '100GiB', but this machine has 24.0GiB"):
+        check_memory(config, 24 * 2**30)
+
+
+def test_the_memory_of_a_device_is_not_that_of_the_machine():
+    instance = InstanceConfig(id=InstanceId("d0"), role=Role.DECODE, device="cuda", kv_memory="100GiB")
+    check_memory(MeshConfig(instances=(instance,), split=0), 1 << 30)
+
+
+@pytest.mark.parametrize("host", ["no-such-host.invalid", "192.0.2.1"])
+def test_a_host_that_is_not_ours_is_not_told_to_change_its_port(host):
+    with pytest.raises(LaunchError, match="need an address of this machine"):
+        find_port(host, 0)
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [(3, "ended with code 3"), (-11, "was ended by SIGSEGV"), (-250, "was ended by signal 250")],
+)
+def test_how_a_process_ended_is_told_in_words(code, words):
+    assert ended(code) == words
+
+
+def test_a_killed_process_makes_think_of_memory():
+    assert "lower kv_memory" in ended(-9)

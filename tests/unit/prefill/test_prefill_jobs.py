@@ -173,3 +173,12 @@ async def test_a_life_that_is_over_takes_nothing_until_the_next_begins() -> None
     assert bench.engine.submitted == [], "a ticket of an old life"
     bench.run(Generation(8))
     assert bench.engine.submitted == [R]
+
+
+async def test_after_the_close_nothing_is_offered_any_more() -> None:
+    bench = Bench()
+    bench.run()
+    await bench.jobs.close()
+    bench.reserve()
+    assert bench.source.offers == [], "the source is closing: nobody would ever withdraw it"
+    assert len(bench.jobs._tasks) == 0

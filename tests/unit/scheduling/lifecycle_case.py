@@ -113,7 +113,7 @@ def release(lifecycle: Lifecycle, name: str, prefill: InstanceId = P0) -> list[L
 
 
 def land(lifecycle: Lifecycle, name: str, decode: InstanceId = D0) -> list[LifecycleEffect]:
-    return lifecycle.handle(KVLanded(decode, GENERATION[decode], RequestId(name), 768, 0.1))
+    return lifecycle.handle(KVLanded(decode, GENERATION[decode], RequestId(name), 768, 0.1, "tcp", "nobody"))
 
 
 def lose(lifecycle: Lifecycle, instance: InstanceId, reason: LossReason = LossReason.SILENT) -> list[LifecycleEffect]:

@@ -183,16 +183,12 @@ def test_leaving_of_an_old_life_is_ignored() -> None:
     ("field", "value"),
     [
         ("model", "other"),
-        ("dtype", KVDType.FLOAT16),
-        ("block_size", 32),
-        ("order", KVOrder.HND),
         ("layers", Interval(0, 3)),
         ("heads", Interval(1, 3)),
         ("head_dim", 16),
-        ("packed", True),
     ],
 )
-def test_another_layout_is_refused_for_good(field: str, value: Any) -> None:
+def test_another_model_is_refused_for_good(field: str, value: Any) -> None:
     membership = a_membership()
     say(membership, register())
     other = register(9, InstanceId("d0"), msgspec.structs.replace(LAYOUT, **{field: value}))
@@ -210,10 +206,23 @@ def test_the_first_layout_stays_when_everyone_has_left() -> None:
     assert rejection(say(membership, other)).fatal
 
 
-def test_layouts_may_differ_in_the_device_and_all_other_differences_are_named() -> None:
-    assert incompatibility(LAYOUT, msgspec.structs.replace(LAYOUT, device="cuda")) is None
-    difference = incompatibility(LAYOUT, msgspec.structs.replace(LAYOUT, block_size=8, head_dim=4))
-    assert difference == "block_size is 8, the mesh has 16; head_dim is 4, the mesh has 8"
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("device", "cuda"),
+        ("dtype", KVDType.FLOAT16),
+        ("block_size", 32),
+        ("order", KVOrder.HND),
+        ("packed", True),
+    ],
+)
+def test_the_kv_of_one_model_may_lie_otherwise(field: str, value: Any) -> None:
+    assert incompatibility(LAYOUT, msgspec.structs.replace(LAYOUT, **{field: value})) is None
+
+
+def test_all_differences_are_named() -> None:
+    difference = incompatibility(LAYOUT, msgspec.structs.replace(LAYOUT, model="m", head_dim=4))
+    assert difference == f"model is 'm', the mesh has {LAYOUT.model!r}; head_dim is 4, the mesh has {LAYOUT.head_dim}"
 
 
 def test_a_member_that_cannot_be_reached_is_lost_at_once() -> None:

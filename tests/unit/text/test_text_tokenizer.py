@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import tokenizers
-from tokenizers import models, pre_tokenizers, processors
+from tokenizers import decoders, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from common.errors import ModelError
@@ -74,6 +74,47 @@ def test_pieces_joined_are_the_bytes_of_a_text(byte_level_tokenizer: Tokenizer) 
 def test_a_piece_keeps_the_space_that_the_start_of_a_text_loses(sentencepiece_tokenizer: Tokenizer) -> None:
     pieces = {sentencepiece_tokenizer.piece(i) for i in range(sentencepiece_tokenizer.vocab_size)}
     assert {b" the", b"the", b" ", b"\xf0", "日本".encode()} <= pieces
+
+
+LONG_TEXTS = [
+    "",
+    "x",
+    "the quick brown fox " * 50,
+    "added word" * 40,
+    "naïve▁" * 40,
+    "😀" * 90,
+    "\x00\x7f" * 90,
+    " " * 300,
+]
+
+
+@pytest.mark.parametrize("text", LONG_TEXTS)
+def test_no_text_has_fewer_tokens_than_the_least(small_tokenizer: Tokenizer, text: str) -> None:
+    assert small_tokenizer.least_tokens(text) <= len(small_tokenizer.encode(text, add_special_tokens=False))
+
+
+def test_the_least_tells_a_text_of_megabytes(byte_level_tokenizer: Tokenizer) -> None:
+    assert byte_level_tokenizer.least_tokens("x" * 1_000_000) > 10_000
+
+
+@pytest.mark.parametrize("added", [{"lstrip": True}, {"rstrip": True}])
+def test_an_added_token_that_takes_in_spaces_leaves_no_least(added: dict[str, bool]) -> None:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = tokenizers.Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
+    backend.decoder = decoders.ByteLevel()
+    backend.add_tokens([tokenizers.AddedToken("<mask>", **added)])
+    tokenizer = Tokenizer(backend)
+    text = f"{' ' * 500}<mask>{' ' * 500}"
+    assert tokenizer.least_tokens(text) <= len(tokenizer.encode(text, add_special_tokens=False))
+
+
+def test_bytes_that_are_no_tokens_leave_no_least() -> None:
+    backend = tokenizers.Tokenizer(models.BPE(vocab={"a": 0, "b": 1}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    tokenizer = Tokenizer(backend)
+    text = "a" + "z" * 500
+    assert tokenizer.least_tokens(text) <= len(tokenizer.encode(text, add_special_tokens=False))
 
 
 def test_a_folder_without_tokenizer_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
