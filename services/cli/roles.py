@@ -35,24 +35,26 @@ class ProcessFlags(msgspec.Struct, frozen=True):
 
 
 def run_gateway_process(flags: ProcessFlags, environ: Mapping[str, str]) -> None:
-    """Run the gateway until SIGTERM or SIGINT."""
+    """Run the gateway until SIGTERM or SIGINT; KeyboardInterrupt says that it was the latter."""
     from services.gateway.service import run_gateway
 
     mesh = _load(flags, environ)
     configure_logs(GATEWAY, mesh.log_level, sys.stderr)
     folder = _model_folder(flags, mesh, environ)
     try:
-        uvloop.run(run_gateway(mesh, folder))
+        was_interrupt = uvloop.run(run_gateway(mesh, folder))
     except OSError as error:
         if error.errno not in _NO_ADDRESS:
             raise
         raise LaunchError(
             f"cannot listen at {mesh.gateway.http}: {error}; end what uses it, or give another gateway.http"
         ) from error
+    if was_interrupt:
+        raise KeyboardInterrupt
 
 
 def run_instance_process(flags: ProcessFlags, role: Role, name: str | None, environ: Mapping[str, str]) -> None:
-    """Run the instance `name` of `role` (None: the only one) until SIGTERM or SIGINT."""
+    """Run the instance `name` of `role` (None: the only one) as run_gateway_process runs the gateway."""
     mesh = _load(flags, environ)
     instance = find_instance(mesh, role, name)
     configure_logs(instance.id, mesh.log_level, sys.stderr)
@@ -65,13 +67,15 @@ def run_instance_process(flags: ProcessFlags, role: Role, name: str | None, envi
         case Role.PREFILL:
             from services.prefill.service import run_prefill
 
-            uvloop.run(run_prefill(mesh, instance, folder))
+            was_interrupt = uvloop.run(run_prefill(mesh, instance, folder))
         case Role.DECODE:
             from services.decode.service import run_decode
 
-            uvloop.run(run_decode(mesh, instance, folder))
+            was_interrupt = uvloop.run(run_decode(mesh, instance, folder))
         case _:
             assert_never(role)
+    if was_interrupt:
+        raise KeyboardInterrupt
 
 
 def fetch_model(name: str | None, config: Path | None, environ: Mapping[str, str]) -> Path:

@@ -91,8 +91,8 @@ class DecodeService:
         )
 
 
-async def run_decode(config: MeshConfig, instance: InstanceConfig, model_folder: Path) -> None:
-    """Serve as `instance` until SIGTERM or SIGINT, then drain and return."""
+async def run_decode(config: MeshConfig, instance: InstanceConfig, model_folder: Path) -> bool:
+    """Serve as `instance` until SIGTERM or SIGINT, then drain; whether it was SIGINT."""
     stop = stop_on_signals()
     prepare_process(instance)
     service = DecodeService(
@@ -107,3 +107,4 @@ async def run_decode(config: MeshConfig, instance: InstanceConfig, model_folder:
         await service.serve(stop)
     finally:
         await service.close()
+    return stop.was_interrupt

@@ -7,7 +7,7 @@ import torch
 
 from common.config.sizes import parse_size
 from common.config.types import DType, InstanceConfig
-from common.errors import ModelError
+from common.errors import ConfigError, ModelError
 from common.model_store import fingerprint
 from services.engine.deterministic import DeterministicRunner, deterministic_layout
 from services.engine.deterministic_model import MODEL_TYPE, VOCAB_SIZE
@@ -31,9 +31,23 @@ def build_instance_runner(instance: InstanceConfig, dtype: DType, folder: Path) 
 
 
 def prepare_process(instance: InstanceConfig) -> None:
-    """Give torch the instance's threads. Called once, by a composition root, in a process pinned already."""
+    """Give torch the instance's threads. Called once, by a composition root, in a process pinned already.
+
+    Raises ConfigError for a device that this process does not have.
+    """
+    if instance.device.startswith("cuda"):
+        _check_gpu(instance)
     if instance.threads is not None:
         torch.set_num_threads(instance.threads)
+
+
+def _check_gpu(instance: InstanceConfig) -> None:
+    index, count = torch.device(instance.device).index or 0, torch.cuda.device_count()
+    if index >= count:
+        raise ConfigError(
+            f"instance {instance.id!r} wants device {instance.device!r}; torch {torch.__version__} sees {count} GPUs: "
+            "take another device, or a build of torch for this machine's GPU (README: which torch)"
+        )
 
 
 def _torch_runner(instance: InstanceConfig, dtype: DType, folder: Path, kv_memory_bytes: int) -> Runner:

@@ -270,6 +270,7 @@ class MeshShell:
                 self._links.lost(effect)
                 self._handle(effect)
             case LoadReported():
+                self._meter.load_reported(effect)
                 self._handle(effect)
             case _:
                 assert_never(effect)

@@ -2,9 +2,10 @@
 
 from common.errors import Failure, FailureKind
 from common.ids import InstanceId, RequestId
-from common.messages.control import FromWorker, Heartbeat, JobFailed, KVLanded, LinkMeasured
+from common.messages.control import FromWorker, JobFailed, KVLanded, LinkMeasured
 from common.metrics import Metrics
 from services.gateway.openai_types import Usage
+from services.scheduling.members import LoadReported
 
 
 class MeteringObserver:
@@ -51,8 +52,6 @@ class WorkerMeter:
     def heard(self, message: FromWorker) -> None:
         """A worker's message, before anything is decided on it."""
         match message:
-            case Heartbeat(instance=instance, load=load):
-                self._metrics.load_reported(instance, load)
             case KVLanded(payload_bytes=payload_bytes, seconds=seconds, backend=backend):
                 self._metrics.handoff_bytes.labels(backend).inc(payload_bytes)
                 self._metrics.handoff_s.labels(backend).observe(seconds)
@@ -60,6 +59,10 @@ class WorkerMeter:
                 self._metrics.handoff_failures.inc()
             case _:
                 pass
+
+    def load_reported(self, report: LoadReported) -> None:
+        """What a member holds."""
+        self._metrics.load_reported(report.instance, report.load)
 
     def link_measured(self, message: LinkMeasured) -> None:
         """A decode instance has met a prefill instance."""

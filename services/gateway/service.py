@@ -131,8 +131,8 @@ def _mint() -> Minted:
     return Minted(RequestId(f"r-{secrets.token_hex(10)}"), secrets.randbits(63), _unix_time())
 
 
-async def run_gateway(config: MeshConfig, model_folder: Path) -> None:
-    """Serve until SIGTERM or SIGINT, then drain and return."""
+async def run_gateway(config: MeshConfig, model_folder: Path) -> bool:
+    """Serve until SIGTERM or SIGINT, then drain; whether it was SIGINT."""
     stop = stop_on_signals()
     service = GatewayService(config, model_folder, SystemClock())
     await service.start()
@@ -141,3 +141,4 @@ async def run_gateway(config: MeshConfig, model_folder: Path) -> None:
         await service.drain()
     finally:
         await service.close()
+    return stop.was_interrupt

@@ -92,8 +92,8 @@ class PrefillService:
         )
 
 
-async def run_prefill(config: MeshConfig, instance: InstanceConfig, model_folder: Path) -> None:
-    """Serve as `instance` until SIGTERM or SIGINT, then drain and return."""
+async def run_prefill(config: MeshConfig, instance: InstanceConfig, model_folder: Path) -> bool:
+    """Serve as `instance` until SIGTERM or SIGINT, then drain; whether it was SIGINT."""
     stop = stop_on_signals()
     prepare_process(instance)
     service = PrefillService(
@@ -108,3 +108,4 @@ async def run_prefill(config: MeshConfig, instance: InstanceConfig, model_folder
         await service.serve(stop)
     finally:
         await service.close()
+    return stop.was_interrupt

@@ -55,16 +55,24 @@ async def test_a_message_waits_for_all_stripes_before_it() -> None:
         assert bytes(made.zones[0].view[:6]) == b"abcdef"
 
 
-async def test_small_hand_offs_open_nothing() -> None:
-    async with pair(TcpBackend()) as made:
-        for _ in range(15):
-            await made.pass_on(0, bytes(1 << 20))
-        for _ in range(100):
-            await made.pass_on(0, bytes(1 << 10))
+async def test_only_large_segments_of_large_hand_offs_open_anything() -> None:
+    striping = Striping()
+    async with pair(TcpBackend(), zone_bytes=striping.segment_bytes) as made:
+        large, small = bytes(striping.segment_bytes), bytes(striping.segment_bytes // 8)
+        for _ in range(8 * striping.handoff_bytes // striping.segment_bytes - 8):
+            await made.pass_on(0, small)
         assert made.source._token is None
-        assert lane_threads() == 0
-        await made.pass_on(0, bytes(1 << 20))
+        await made.pass_on(0, large)
         await eventually(lambda: lane_threads() == 4)
+        await made.pass_on(0, large)
+        assert made.source._striped > 0
+
+
+async def test_a_short_hand_off_opens_nothing() -> None:
+    striping = Striping()
+    async with pair(TcpBackend(), zone_bytes=striping.segment_bytes) as made:
+        await made.pass_on(0, bytes(striping.segment_bytes))
+        assert made.source._token is None
 
 
 async def test_writes_of_several_tasks() -> None:

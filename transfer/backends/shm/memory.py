@@ -7,7 +7,7 @@ import os
 import secrets
 import weakref
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 import msgspec
 
@@ -121,6 +121,7 @@ def _map(fd: int, num_bytes: int) -> memoryview:
     return memoryview(block).cast("B")
 
 
+@cache
 def _libc() -> ctypes.CDLL:
     libc = ctypes.CDLL(None, use_errno=True)
     libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *(ctypes.c_int,) * 3, ctypes.c_int64)

@@ -50,8 +50,8 @@ class Striping(msgspec.Struct, frozen=True, kw_only=True):
 
     connections: int = 2
     """What a sink opens for one hand-off, at most MAX_LANES; 0: none."""
-    segment_bytes: int = 256 << 10
-    """A source stripes segments of at least this length; shorter ones are not worth the threads."""
+    segment_bytes: int = 8 << 20
+    """A source stripes segments of at least this length; for shorter ones the threads cost more than they bring."""
     handoff_bytes: int = 16 << 20
     """A source invites once so much is to be written; shorter hand-offs are over before it would be of use."""
 

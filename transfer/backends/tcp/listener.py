@@ -23,6 +23,8 @@ WAITING_ROOM = 64
 keep peers away, who speak at once."""
 GREETING_TIMEOUT_S = 5.0
 """For the whole introduction, handshake included, however slowly its bytes come."""
+_CROWD = 4
+"""Connections in the waiting room from which on others get their turn after each accept."""
 _ACCEPT_PAUSE_S = 0.1
 """After an accept that failed (too many open files, say), so that the loop is not spun."""
 
@@ -70,7 +72,8 @@ class TcpListener(Listener):
                 await asyncio.sleep(_ACCEPT_PAUSE_S)
                 continue
             self._admit(stream)
-            await asyncio.sleep(0)  # a flood must not keep the loop to itself
+            if len(self._waiting) > _CROWD:
+                await asyncio.sleep(0)  # a flood must not keep the loop to itself
 
     def _admit(self, stream: Stream) -> None:
         if len(self._waiting) >= WAITING_ROOM:
