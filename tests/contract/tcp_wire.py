@@ -115,6 +115,7 @@ class Relay:
     def __init__(self, target: str) -> None:
         self._target = address_of(target)
         self._tasks = TaskScope("relay")
+        self._writers: list[asyncio.StreamWriter] = []
         self._server: asyncio.Server
         self.endpoint = ""
         self.connections = 0
@@ -129,31 +130,26 @@ class Relay:
         """Break everything."""
         self._server.close()
         await self._tasks.close()
+        for writer in self._writers:
+            await hang_up(writer)
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        number = self.connections
+    def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.append(writer)
+        self._tasks.start(self._run(self.connections, reader, writer), "relay")
         self.connections += 1
-        there = await asyncio.open_connection(*self._target)
-        self._tasks.start(self._run(number, (reader, writer), there), "relay")
 
-    async def _run(
-        self,
-        number: int,
-        sink: tuple[asyncio.StreamReader, asyncio.StreamWriter],
-        source: tuple[asyncio.StreamReader, asyncio.StreamWriter],
-    ) -> None:
+    async def _run(self, number: int, from_sink: asyncio.StreamReader, to_sink: asyncio.StreamWriter) -> None:
+        from_source, to_source = await asyncio.open_connection(*self._target)
+        self._writers.append(to_source)
         pumps = [
-            asyncio.ensure_future(_pump(sink[0], source[1], lambda data: data)),
-            asyncio.ensure_future(_pump(source[0], sink[1], lambda data: self.tamper(number, data))),
+            self._tasks.start(_pump(from_sink, to_source, lambda data: data), "to source"),
+            self._tasks.start(_pump(from_source, to_sink, lambda data: self.tamper(number, data)), "to sink"),
         ]
-        try:
-            await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for pump in pumps:
-                pump.cancel()
-            await asyncio.gather(*pumps, return_exceptions=True)
-            await hang_up(sink[1])
-            await hang_up(source[1])
+        await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+        for pump in pumps:
+            pump.cancel()
+        await hang_up(to_sink)
+        await hang_up(to_source)
 
 
 async def _pump(

@@ -16,8 +16,7 @@ from services.bench.transfer.giver_process import GiverProcess
 from services.bench.transfer.limits import bench_limits
 from services.bench.transfer.messages import GiverPlan
 from services.bench.transfer.peers.base import Peer
-from services.bench.transfer.peers.raw_tcp import RawTcp
-from services.bench.transfer.peers.registry import Present, every_peer, present
+from services.bench.transfer.peers.registry import YARDSTICKS, Present, every_peer, present
 from services.bench.transfer.raw import RawMover
 from services.bench.transfer.sinks import Sinks
 from services.bench.transfer.taker import Taker
@@ -91,7 +90,7 @@ async def open_stage(
 
 
 def _prepare_peers(peers: Mapping[str, Peer], heard: Heard, *, with_peers: bool) -> Present:
-    found = present([peer for peer in peers.values() if with_peers or peer.name == RawTcp.name])
+    found = present([peer for peer in peers.values() if with_peers or peer.name in YARDSTICKS])
     for name, reason in found.skipped.items():
         heard.on_note(f"peer {name} is left out: {reason}")
     for name in found.versions:
@@ -100,14 +99,14 @@ def _prepare_peers(peers: Mapping[str, Peer], heard: Heard, *, with_peers: bool)
 
 
 async def _meet(raw: RawMover, found: Present, heard: Heard) -> list[str]:
-    """Those that work. The yardstick must; whatever the library of another raises leaves it out."""
+    """Those that work. The yardsticks must; whatever the library of another raises leaves it out."""
     met: list[str] = []
     for name in found.versions:
         try:
             await raw.meet(name)
             met.append(name)
         except Exception as error:
-            if name == RawTcp.name:
+            if name in YARDSTICKS:
                 raise
             heard.on_note(f"peer {name} is left out: {type(error).__name__}: {error}")
     return met

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from services.bench.report import Row
 from services.bench.transfer.cases import MEMCPY, MIB, LayoutCase, TakeCase
 from services.bench.transfer.kernels import CONVERSIONS, THREADS
+from services.bench.transfer.peers.raw_ring import RawRing
 from services.bench.transfer.peers.raw_tcp import RawTcp
 from services.bench.transfer.rates import Rates
 
@@ -21,6 +22,7 @@ def rate_ratios(rates: Rates) -> dict[str, float]:
         )
         found = {
             f"{scheme}_over_raw_tcp": rates.over_raw(plain, RawTcp.name),
+            f"{scheme}_over_raw_ring": rates.over_raw(plain, RawRing.name),
             f"{scheme}_over_memcpy": rates.over_raw(plain, MEMCPY),
             f"full_over_identity_{scheme}": rates.over(full, plain),
             f"full_cast_over_identity_{scheme}": rates.over(cast, plain),

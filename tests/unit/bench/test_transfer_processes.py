@@ -18,7 +18,7 @@ from services.bench.transfer.giver_process import GiverProcess
 from services.bench.transfer.messages import GiverPlan
 from services.bench.transfer.peers.base import Bytes, Peer, RawGiver, RawTaker, poll
 from services.bench.transfer.peers.raw_tcp import RawTcp
-from services.bench.transfer.peers.registry import every_peer, present
+from services.bench.transfer.peers.registry import YARDSTICKS, every_peer, present
 from services.bench.transfer.raw import RawMover
 
 SIZE = 3 << 20
@@ -34,12 +34,13 @@ async def giver() -> AsyncIterator[GiverProcess]:
         await process.close()
 
 
-async def test_the_yardstick_moves_the_bytes_from_the_other_process():
+@pytest.mark.parametrize("yardstick", YARDSTICKS)
+async def test_the_yardsticks_move_the_bytes_from_the_other_process(yardstick: str):
     async with giver() as process:
         mover = RawMover(process, every_peer(SystemClock()), SIZE, SystemClock(), time.process_time)
         try:
-            await mover.meet(RawTcp.name)  # which looks at the bytes
-            moved = await mover.move(RawCase(RawTcp.name, SIZE))
+            await mover.meet(yardstick)  # which looks at the bytes
+            moved = await mover.move(RawCase(yardstick, SIZE))
         finally:
             mover.close()
     assert moved.wire_bytes == SIZE
@@ -139,7 +140,7 @@ def test_every_backend_size_layout_and_checksum_has_a_row(report: Mapping[str, A
     schemes = {row["backend"] for row in rates if not row["peer"]}
     assert schemes >= {"inproc", "tcp"}
     assert len(ours) == len(schemes) * 2 * 3 * 2
-    assert {row["backend"] for row in rates if row["peer"]} == {"memcpy", "raw_tcp"}
+    assert {row["backend"] for row in rates if row["peer"]} == {"memcpy", "raw_tcp", "raw_ring"}
     assert all(row["version"] and row["settings"] for row in rates if row["peer"])
     assert all(row["gb_per_s"] > 0 for row in rates)
 

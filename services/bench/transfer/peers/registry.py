@@ -7,8 +7,12 @@ import msgspec
 from common.clock import Clock
 from services.bench.transfer.peers.base import Peer
 from services.bench.transfer.peers.nixl import Nixl
+from services.bench.transfer.peers.raw_ring import RawRing
 from services.bench.transfer.peers.raw_tcp import RawTcp
 from services.bench.transfer.peers.ucxx import Ucxx
+
+YARDSTICKS = (RawTcp.name, RawRing.name)
+"""Those that need nothing but the operating system: measured always."""
 
 
 class Present(msgspec.Struct, frozen=True):
@@ -19,8 +23,8 @@ class Present(msgspec.Struct, frozen=True):
 
 
 def every_peer(clock: Clock) -> Mapping[str, Peer]:
-    """The yardstick, RawTcp, first."""
-    peers: tuple[Peer, ...] = (RawTcp(), Nixl(clock), Ucxx(clock))
+    """The YARDSTICKS first."""
+    peers: tuple[Peer, ...] = (RawTcp(), RawRing(), Nixl(clock), Ucxx(clock))
     return {peer.name: peer for peer in peers}
 
 
