@@ -12,9 +12,9 @@ _Positive = Annotated[int, msgspec.Meta(ge=1)]
 class TransferLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Memory is bounded by max_staging_bytes, whatever the number and the length of the prompts."""
 
-    segment_bytes: _Positive = 1 << 20
+    segment_bytes: _Positive = 4 << 20
     """Largest segment, and the size of one landing zone."""
-    landing_zones: Annotated[int, msgspec.Meta(ge=1, le=128)] = 8
+    landing_zones: Annotated[int, msgspec.Meta(ge=1, le=128)] = 4
     """Segments in flight per hand-off: the credit that D gives."""
     max_staging_bytes: _Positive = 256 << 20
     """Staging memory of all hand-offs of one source or sink over one backend; a hand-off that finds it in use waits

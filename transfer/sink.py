@@ -34,6 +34,8 @@ from transfer.workshop import Tally, Workshop
 _log = logging.getLogger(__name__)
 
 _MAX_FIGURES = 256
+_MEASURE_S = 30.0
+"""Longest self-test of one path: a peer may be alive and still never send what was asked for."""
 
 
 class KVSink:
@@ -188,20 +190,40 @@ class KVSink:
     async def meet(self, endpoints: tuple[str, ...]) -> Acquaintance:
         """Measure every path to the source at `endpoints`; what it finds decides which one later takes use.
 
-        Paths that fail are logged, counted as fallbacks and left out; raises PeerLost when all do.
+        Paths that fail are logged, counted as fallbacks and left out; raises PeerLost when all do, and Stopped when
+        this sink closes.
         """
         failed: list[str] = []
-        for path in self._paths(endpoints):
-            try:
-                self._remember(path.endpoint, await self._measure(path))
-            except TransferError as error:
-                failed.append(f"{path.endpoint}: {error}")
-                _log.warning("the self-test of %s failed: %s", path.endpoint, error)
+        self._takes += 1
+        try:
+            for path in self._paths(endpoints):
+                try:
+                    self._remember(path.endpoint, await self._measured(path))
+                except Stopped:
+                    raise
+                except TransferError as error:
+                    failed.append(f"{path.endpoint}: {error}")
+                    _log.warning("the self-test of %s failed: %s", path.endpoint, error)
+        finally:
+            self._takes -= 1
+            self._changed.wake()
         found = [self._figures[path.endpoint] for path in self._paths(endpoints) if path.endpoint in self._figures]
         if not found:
             raise PeerLost(f"no self-test of {endpoints!r} succeeded: {'; '.join(failed)}")
         self.fallbacks += len(failed)
         return Acquaintance(tuple(found), tuple(failed))
+
+    async def _measured(self, path: Path) -> LinkFigures:
+        try:
+            async with asyncio.timeout(_MEASURE_S):
+                return await race(self._workshop.tasks, "measure", partial(self._measure, path), self._until_closed)
+        except TimeoutError:
+            raise TimedOut(f"it took longer than {_MEASURE_S} s") from None
+
+    async def _until_closed(self) -> LinkFigures:
+        while not self._is_closed:
+            await self._changed.wait()
+        raise Stopped("this sink is closed")
 
     def _remember(self, endpoint: str, figures: LinkFigures) -> None:
         """Sources that restart have new endpoints; the oldest are forgotten."""

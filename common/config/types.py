@@ -53,7 +53,7 @@ class TlsConfig(_Section, frozen=True):
 class TransferConfig(_Section, frozen=True):
     """How KV moves between instances."""
 
-    backends: tuple[str, ...] = ("tcp",)
+    backends: tuple[str, ...] = ("shm", "tcp")
     """What KV may travel by. Each pair of instances measures all that both have when it first meets, and takes the
     fastest."""
     host: str = "127.0.0.1"
@@ -63,9 +63,12 @@ class TransferConfig(_Section, frozen=True):
     where a backend does not authenticate its peers."""
     tls: TlsConfig | None = None
     """Certificates with which the tcp backend proves who it is; it then authenticates its peers."""
-    segment_bytes: Positive = 1 << 20
+    shm_folder: str | None = None
+    """A folder that all instances of one host mount, for the sockets of the shm backend; null: instances in one network
+    namespace find each other without."""
+    segment_bytes: Positive = 4 << 20
     """Largest piece on the wire, and the size of one landing zone."""
-    landing_zones: Annotated[int, msgspec.Meta(ge=1, le=128)] = 8
+    landing_zones: Annotated[int, msgspec.Meta(ge=1, le=128)] = 4
     """Pieces in flight per hand-off (the credit)."""
     max_parked: Positive = 64
     """Takers that may wait at P for a job not yet heard of."""

@@ -14,7 +14,7 @@ import sys
 
 from common.clock import SystemClock
 from transfer.backends.base import Backend, Link
-from transfer.backends.registry import backend_class
+from transfer.backends.registry import installed_backends
 from transfer.memory import PagedMemory
 from transfer.protocol.messages import Accepted, Alive, SegmentWritten
 from transfer.sink import KVSink
@@ -43,7 +43,7 @@ _LIMITS = example_limits(progress_timeout_s=1.5)
 
 
 def _backend(scheme: str) -> Backend:
-    return backend_class(scheme)()
+    return installed_backends()[scheme]()()
 
 
 def _backend_of(endpoint: str) -> Backend:

@@ -13,7 +13,6 @@ import pytest
 
 from tests.contract.holdings import nothing_left, zones_mapped, zones_open
 from transfer.backends.base import Backend, Buffer, Link
-from transfer.backends.registry import backend_class
 from transfer.backends.shm.backend import ShmBackend
 from transfer.backends.shm.memory import OwnZone
 from transfer.backends.shm.place import Place
@@ -450,7 +449,3 @@ async def opened_and_left(made: Mesh) -> None:
     await puppet.say(puppet.open())
     await eventually(lambda: made.source.holdings().parked == 1)
     await puppet.link.close()
-
-
-def test_registry() -> None:
-    assert backend_class("shm") is ShmBackend

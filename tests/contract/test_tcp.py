@@ -6,7 +6,6 @@ import pytest
 
 from tests.contract.tcp_wire import ALWAYS, address_of, hang_up, is_turned_away, pair
 from transfer.backends.base import Backend, Link
-from transfer.backends.registry import backend_class
 from transfer.backends.tcp import TcpBackend
 from transfer.errors import Corrupt, PeerLost
 from transfer.frames import (
@@ -158,9 +157,3 @@ async def test_messages_arrive_however_the_stream_is_cut() -> None:
 async def test_not_an_endpoint(endpoint: str) -> None:
     with pytest.raises(ValueError, match="not a tcp endpoint"):
         await TcpBackend().connect(endpoint)
-
-
-def test_registry() -> None:
-    assert backend_class("tcp") is TcpBackend
-    with pytest.raises(ValueError, match="inproc"):
-        backend_class("smoke")

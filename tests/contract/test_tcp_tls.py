@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from common.config.types import TlsConfig, TransferConfig
+from common.errors import ConfigError
 from tests.contract.tcp_wire import ALWAYS, address_of, hang_up, is_turned_away, pair, relayed, until_striped
 from transfer.backends.base import Backend
 from transfer.backends.tcp import Striping, TcpBackend, TlsFiles
@@ -194,3 +196,13 @@ def test_files_that_cannot_be_used(files: TlsFiles, stranger: TlsFiles, tmp_path
     ):
         with pytest.raises(ValueError, match="cannot be used for TLS"):
             TcpBackend(tls=wrong)
+
+
+def test_mesh_yaml_names_the_files(files: TlsFiles) -> None:
+    tls = TlsConfig(str(files.certificate), str(files.key), str(files.ca))
+    backend = TcpBackend.from_config(TransferConfig(tls=tls))
+    assert backend.traits.authenticated
+    assert not TcpBackend.from_config(TransferConfig()).traits.authenticated
+    missing = TransferConfig(tls=TlsConfig("nowhere.pem", str(files.key), str(files.ca)))
+    with pytest.raises(ConfigError, match=r"transfer\.tls"):
+        TcpBackend.from_config(missing)

@@ -39,13 +39,6 @@ def build_backends(config: TransferConfig, loaders: Loaders) -> tuple[Backend, .
     return tuple(_build(scheme, config, loaders) for scheme in config.backends)
 
 
-def backend_class(scheme: str) -> type[Backend]:
-    """The class behind a scheme of ours; raises ValueError for one that is not known."""
-    if scheme not in BACKENDS:
-        raise ValueError(f"no transfer backend is called {scheme!r}; there are {sorted(BACKENDS)!r}")
-    return _import(BACKENDS[scheme])
-
-
 def _build(scheme: str, config: TransferConfig, loaders: Loaders) -> Backend:
     if scheme not in loaders:
         raise ConfigError(f"transfer.backends: {scheme!r} is not installed; {nearest(scheme, sorted(loaders))}")

@@ -7,7 +7,7 @@ from common.clock import SystemClock
 from common.ids import Generation
 from transfer.backends.base import Backend, Link
 from transfer.backends.inproc import InprocBackend
-from transfer.errors import PeerLost, Unreachable
+from transfer.errors import PeerLost, Stopped, Unreachable
 from transfer.limits import TransferHoldings
 from transfer.memory import PagedMemory
 from transfer.paths import Path, fastest_first, paths_to
@@ -19,6 +19,7 @@ from transfer.testing import (
     DEADLINE_S,
     NUM_TOKENS,
     P_GENERATION,
+    SourcePuppet,
     eventually,
     example_layout,
     example_limits,
@@ -103,3 +104,16 @@ async def test_a_self_test_decides_the_order() -> None:
         await sink.meet(("inproc://nobody",))
     await eventually(lambda: source.holdings() == sink.holdings() == TransferHoldings())
     await asyncio.gather(sink.close(), source.close())
+
+
+async def test_closing_ends_a_self_test() -> None:
+    """Of a source that is alive and says nothing."""
+    backend = InprocBackend()
+    sink = KVSink(PagedMemory.zeros(example_layout(), 8), D_GENERATION, example_limits(), SystemClock(), [backend])
+    async with SourcePuppet.listening(backend) as (_, endpoints):
+        meeting = asyncio.get_running_loop().create_task(sink.meet(endpoints))
+        await eventually(lambda: sink.holdings().connections == 1)
+        await sink.close()
+        with pytest.raises(Stopped):
+            await meeting
+    assert sink.holdings() == TransferHoldings()

@@ -6,6 +6,7 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
+from common.config.types import TransferConfig
 from transfer.backends.base import Backend, BackendTraits, Buffer, Link, Listener
 from transfer.backends.shm.listener import ShmListener
 from transfer.backends.shm.memory import OwnZone, free_zone, make_zone
@@ -33,6 +34,11 @@ class ShmBackend(Backend):
         """
         self._place = place or Place.here(folder)
         self._users = frozenset({os.geteuid(), _ROOT}) if users is None else users
+
+    @classmethod
+    def from_config(cls, config: TransferConfig) -> "ShmBackend":
+        """In transfer.shm_folder where it is given. Raises OSError where there is no shared memory to be had."""
+        return cls(None if config.shm_folder is None else Path(config.shm_folder))
 
     @property
     def traits(self) -> BackendTraits:

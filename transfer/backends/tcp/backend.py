@@ -4,8 +4,11 @@ import asyncio
 import socket
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 from common.clock import Clock, SystemClock
+from common.config.types import TlsConfig, TransferConfig
+from common.errors import ConfigError
 from transfer.backends.base import Backend, BackendTraits, Link, Listener
 from transfer.backends.tcp.link import SinkLink, Striping
 from transfer.backends.tcp.listener import TcpListener
@@ -40,6 +43,14 @@ class TcpBackend(Backend):
         self._identity = None if tls is None else TlsIdentity(tls)
         self._striping = striping or Striping()
         self._clock = clock or SystemClock()
+
+    @classmethod
+    def from_config(cls, config: TransferConfig) -> "TcpBackend":
+        """On transfer.host, with transfer.tls where it is given. Raises ConfigError for TLS files that do not work."""
+        try:
+            return cls(config.host, tls=None if config.tls is None else _tls_files(config.tls))
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"transfer.tls cannot be used: {error}") from error
 
     @property
     def traits(self) -> BackendTraits:
@@ -98,3 +109,7 @@ def _parse(endpoint: str) -> tuple[str, int]:
     if scheme != "tcp" or not host or not port.isdecimal():
         raise ValueError(f"not a tcp endpoint: {endpoint!r}; one looks like 'tcp://127.0.0.1:41001'")
     return host.strip("[]"), int(port)
+
+
+def _tls_files(config: TlsConfig) -> TlsFiles:
+    return TlsFiles(Path(config.certificate), Path(config.key), Path(config.authority))
