@@ -81,7 +81,8 @@ def serve(role: str, name: str, folder: Path, config: dict) -> int:
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
     else:
         (folder / name).touch()
-    ended.wait()
+    while not ended.wait(0.05):
+        pass  # a signal that comes just before a wait without end would be handled only after it
     (folder / name).unlink(missing_ok=True)
     print("drained", flush=True)
     return 0
