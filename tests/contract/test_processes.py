@@ -82,6 +82,7 @@ async def test_the_sink_is_killed_or_stopped(sign: signal.Signals, reason: str, 
     assert lane_threads() == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", SOURCE_STAGES)
 @pytest.mark.parametrize(("sign", "error"), KILL_OR_STOP)
 async def test_a_source_at_a_stage(sign: signal.Signals, error: type[TransferError], stage: str) -> None:
@@ -94,6 +95,7 @@ async def test_a_source_at_a_stage(sign: signal.Signals, error: type[TransferErr
         await made.assert_works()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", SINK_STAGES)
 @pytest.mark.parametrize(("sign", "reason"), HOW_P_SEES_IT)
 async def test_a_sink_at_a_stage(sign: signal.Signals, reason: str, stage: str) -> None:

@@ -81,6 +81,7 @@ async def _first_process() -> None:
     await process.wait()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", SOURCE_STAGES)
 @pytest.mark.parametrize(("sign", "error"), KILL_OR_STOP)
 async def test_a_source_killed_or_stopped(sign: signal.Signals, error: type[TransferError], stage: str) -> None:
@@ -97,6 +98,7 @@ async def test_a_source_killed_or_stopped(sign: signal.Signals, error: type[Tran
         await made.assert_works()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", SINK_STAGES)
 @pytest.mark.parametrize(("sign", "reason"), [(signal.SIGKILL, "connection"), (signal.SIGSTOP, "no sign of life")])
 async def test_a_sink_killed_or_stopped(sign: signal.Signals, reason: str, stage: str) -> None:
