@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from transfer.backends.base import Backend, Buffer
+from transfer.pinning import HostPinning
 from transfer.waiting import Wakeup
 
 
@@ -22,11 +23,13 @@ class StagingPool:
     """Lends buffers of one backend. Who finds too few free waits, in order of arrival; nobody holds some while waiting
     for more.
 
-    A buffer is made when first needed and kept for the next hand-off, so its pages are touched once.
+    A buffer is made when first needed and kept for the next hand-off, so its pages are touched once, and pinned once
+    where the cache is on a GPU.
     """
 
-    def __init__(self, backend: Backend, buffer_bytes: int, max_bytes: int) -> None:
+    def __init__(self, backend: Backend, buffer_bytes: int, max_bytes: int, pinning: HostPinning | None = None) -> None:
         self._backend = backend
+        self._pinning = pinning
         self._buffer_bytes = buffer_bytes
         self._max_buffers = max_bytes // buffer_bytes
         self._free: list[Buffer] = []
@@ -49,7 +52,7 @@ class StagingPool:
         loan = None
         try:
             for _ in range(count):
-                buffers.append(self._free.pop() if self._free else self._backend.allocate(self._buffer_bytes))
+                buffers.append(self._free.pop() if self._free else self._make())
             loan = Loan(tuple(buffers))
             yield loan
         finally:
@@ -65,8 +68,16 @@ class StagingPool:
         self._free_all(self._free)
         self._free = []
 
+    def _make(self) -> Buffer:
+        buffer = self._backend.allocate(self._buffer_bytes)
+        if self._pinning is not None:
+            self._pinning.pin(buffer)
+        return buffer
+
     def _free_all(self, buffers: list[Buffer]) -> None:
         for buffer in buffers:
+            if self._pinning is not None:
+                self._pinning.unpin(buffer)
             self._backend.free(buffer)
 
     async def _wait_for(self, count: int) -> None:

@@ -40,7 +40,8 @@ class Workshop:
         self.limits = limits
         self.clock = clock
         self.workers = Workers(limits.workers, name)
-        self.kernel = kernel_for(torch.device(memory.layout.device), limits.kernel_threads)
+        device = torch.device(memory.layout.device)
+        self.kernel = kernel_for(device, limits.kernel_threads)
         _log.info("%s packs with the %s kernel", name, self.kernel.name)
         self.staging = {
             backend.scheme: StagingPool(backend, limits.segment_bytes, limits.max_staging_bytes) for backend in backends

@@ -123,6 +123,8 @@ class DecodeJobs:
         except TransferError as error:
             _log.warning("no link to %s: %s", introduction.peer, error)
             return
+        best = met.figures[0]
+        _log.info("KV from %s comes by %s: %.2f GB/s", introduction.peer, best.scheme, best.bytes_per_s / 1e9)
         figures = tuple(LinkFigures(one.scheme, one.bytes_per_s, one.round_trip_s) for one in met.figures)
         peer = introduction.peer, introduction.peer_generation
         self._send(LinkMeasured(self._instance, generation, *peer, figures, met.failed))

@@ -66,13 +66,15 @@ def _counts(name: str) -> bool:
 
 @asynccontextmanager
 async def processes(model_folder: Path, config: MeshConfig | None = None, **gateway: Any) -> AsyncIterator[Processes]:
-    """Start a mesh on free ports; afterwards no process of it is left."""
+    """Start a mesh on free ports; after the test nothing is held in it, and then no process of it is left."""
     settings = {"http": "127.0.0.1:0", "control": "tcp://127.0.0.1:0", "allow_placement_override": True}
     config = msgspec.structs.replace(config or MeshConfig(), gateway=GatewayConfig(**(settings | gateway)))
     options = LaunchOptions(model_folder=model_folder)
     async with LocalMesh(config, environ=os.environ, clock=SystemClock(), options=options) as local:
         async with aiohttp.ClientSession(local.url) as client:
-            yield Processes(local, client)
+            mesh = Processes(local, client)
+            yield mesh
+            await mesh.until_nothing_is_held()
         pids = [local.pid(name) for name in local.names()]
     left = [pid for pid in pids if psutil.pid_exists(pid)]
     assert not left, f"processes left behind: {left}"

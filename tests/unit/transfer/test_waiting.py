@@ -2,12 +2,14 @@ import asyncio
 import threading
 
 import pytest
+import torch
 
 from common.tasks import TaskScope
 from transfer.backends.base import Buffer
 from transfer.backends.inproc import InprocBackend
 from transfer.errors import PeerLost
 from transfer.limits import TransferLimits
+from transfer.pinning import HostPinning
 from transfer.staging import StagingPool
 from transfer.testing import eventually
 from transfer.waiting import Wakeup, Workers, race
@@ -154,6 +156,50 @@ async def test_spoiled_buffers_are_given_back_and_not_lent_again() -> None:
         assert not set(fresh.buffers) & set(spoiled.buffers)
     pool.close()
     assert set(backend.freed) == {*spoiled.buffers, *fresh.buffers}
+
+
+class _Runtime:
+    """A GPU's runtime that remembers what is locked."""
+
+    def __init__(self, answer: int = 0) -> None:
+        self.answer = answer
+        self.locked: dict[int, int] = {}
+
+    def register(self, address: int, num_bytes: int, flags: int) -> int:
+        if self.answer == 0:
+            assert address not in self.locked
+            self.locked[address] = num_bytes
+        return self.answer
+
+    def unregister(self, address: int) -> int:
+        del self.locked[address]
+        return 0
+
+
+async def test_buffers_for_a_gpu_are_pinned_once_and_unpinned_before_they_go() -> None:
+    runtime = _Runtime()
+    pool = StagingPool(InprocBackend(), 10, 40, HostPinning(runtime.register, runtime.unregister))
+    for _ in range(3):
+        async with pool.lend(2):
+            assert sorted(runtime.locked.values()) == [10, 10]
+    async with pool.lend(1) as loan:
+        loan.is_spoiled = True
+    assert list(runtime.locked.values()) == [10]
+    pool.close()
+    assert not runtime.locked
+
+
+async def test_what_cannot_be_pinned_is_said_once_and_used(caplog: pytest.LogCaptureFixture) -> None:
+    runtime = _Runtime(answer=2)
+    pool = StagingPool(InprocBackend(), 10, 40, HostPinning(runtime.register, runtime.unregister))
+    async with pool.lend(3):
+        pass
+    pool.close()
+    assert caplog.text.count("cannot be page-locked") == 1
+
+
+def test_host_memory_needs_no_pinning() -> None:
+    assert HostPinning.for_device(torch.device("cpu")) is None
 
 
 def test_limits_must_have_room_for_one_hand_off() -> None:
