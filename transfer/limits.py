@@ -12,10 +12,10 @@ _Positive = Annotated[int, msgspec.Meta(ge=1)]
 class TransferLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Memory is bounded by max_staging_bytes, whatever the number and the length of the prompts."""
 
-    segment_bytes: _Positive = 4 << 20
+    segment_bytes: _Positive = 8 << 20
     """Largest segment, and the size of one landing zone."""
     landing_zones: Annotated[int, msgspec.Meta(ge=1, le=128)] = 4
-    """Segments in flight per hand-off: the credit that D gives."""
+    """Most segments in flight per hand-off: the credit that D gives. A small hand-off gets what it can use."""
     max_staging_bytes: _Positive = 256 << 20
     """Staging memory of all hand-offs of one source or sink over one backend; a hand-off that finds it in use waits
     its turn."""
@@ -42,6 +42,11 @@ class TransferLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
                 f"one hand-off needs {needed} bytes of staging ({self.landing_zones} zones of {self.segment_bytes}); "
                 f"max_staging_bytes is {self.max_staging_bytes}: raise it, or lower segment_bytes or landing_zones"
             )
+
+    def zones_for(self, payload_bytes: int) -> int:
+        """Landing zones for a hand-off of at most so many bytes: one more than it fills, so that P can write one while
+        D empties another."""
+        return min(self.landing_zones, 1 + max(1, -(-payload_bytes // self.segment_bytes)))
 
     @classmethod
     def of(cls, config: TransferConfig) -> "TransferLimits":

@@ -164,7 +164,9 @@ class KVSink:
 
     async def _take_by(self, path: Path, request: TakeRequest, deadline_s: float) -> Landed:
         backend = self._backends[path.scheme]
-        async with self._workshop.staging[path.scheme].lend(self._limits.landing_zones) as loan:
+        layout = self._workshop.memory.layout
+        most = request.num_tokens * layout.token_bytes  # on the wire they are never wider than at home
+        async with self._workshop.staging[path.scheme].lend(self._limits.zones_for(most)) as loan:
             channel = self._channel(await self._connect(backend, path.endpoint))
             session = TakingSession(
                 channel, request, loan.buffers, self._workshop, path.scheme, self._tallies[path.scheme]

@@ -66,10 +66,10 @@ class TransferConfig(_Section, frozen=True):
     shm_folder: str | None = None
     """A folder that all instances of one host mount, for the sockets of the shm backend; null: instances in one network
     namespace find each other without."""
-    segment_bytes: Positive = 4 << 20
+    segment_bytes: Positive = 8 << 20
     """Largest piece on the wire, and the size of one landing zone."""
     landing_zones: Annotated[int, msgspec.Meta(ge=1, le=128)] = 4
-    """Pieces in flight per hand-off (the credit)."""
+    """Most pieces in flight per hand-off (the credit); a small hand-off has fewer."""
     max_parked: Positive = 64
     """Takers that may wait at P for a job not yet heard of."""
     progress_timeout_s: PositiveSeconds = 5.0

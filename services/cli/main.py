@@ -122,7 +122,7 @@ def bench_transfer(
     json: Annotated[Path, typer.Option("--json", help="Where to write the report.", dir_okay=False)],
     peers: Annotated[bool, typer.Option("--peers", help="Beside other libraries, those that are installed.")] = False,
     quick: Annotated[bool, typer.Option("--quick", help="Seconds, to see that it runs; not for figures.")] = False,
-    segment_bytes: Annotated[int, typer.Option(min=64 << 10, help="Largest piece on the wire.")] = 4 << 20,
+    segment_bytes: Annotated[int, typer.Option(min=64 << 10, help="Largest piece on the wire.")] = 8 << 20,
 ) -> None:
     """Measure how fast KV moves by every backend, beside memcpy and one raw TCP connection."""
     from services.cli.bench import TransferFlags, run_transfer

@@ -1,5 +1,6 @@
 """Kernels by themselves, beside torch's `copy_`."""
 
+import asyncio
 import random
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -64,6 +65,10 @@ class Pass(msgspec.Struct, frozen=True):
         return f"kernel {self.kernel}, {self.action} {self.conversion}"
 
 
+_PAUSE_S = 0.02
+"""Before each pass: torch's threads spin for milliseconds after one, on the core that another's second thread needs."""
+
+
 class _Work(msgspec.Struct, frozen=True):
     """A pass, and how to do it."""
 
@@ -96,6 +101,7 @@ async def _with_threads(threads: int, size_bytes: int, rounds: int, clock: Clock
 
 
 async def _timed(run: Callable[[], object], clock: Clock) -> float:
+    await asyncio.sleep(_PAUSE_S)
     started_at = clock.now()
     run()
     return clock.now() - started_at

@@ -205,3 +205,10 @@ def test_host_memory_needs_no_pinning() -> None:
 def test_limits_must_have_room_for_one_hand_off() -> None:
     with pytest.raises(ValueError, match="max_staging_bytes"):
         TransferLimits(segment_bytes=1 << 20, landing_zones=8, max_staging_bytes=1 << 20)
+
+
+@pytest.mark.parametrize(("payload_bytes", "zones"), [(1, 2), (100, 2), (101, 3), (200, 3), (201, 4), (10**6, 4)])
+def test_a_small_hand_off_gets_few_zones(payload_bytes: int, zones: int) -> None:
+    limits = TransferLimits(segment_bytes=100, landing_zones=4, max_staging_bytes=1000)
+    assert limits.zones_for(payload_bytes) == zones
+    assert TransferLimits(segment_bytes=100, landing_zones=1, max_staging_bytes=1000).zones_for(payload_bytes) == 1
