@@ -5,7 +5,7 @@ from collections import OrderedDict
 
 from transfer.backends.shm.memory import PeerZone, ZoneIdentity
 
-KEPT_BYTES = 256 << 20
+KEPT_BYTES = 1 << 30
 KEPT_S = 30.0
 
 _Key = tuple[tuple[int, int], ZoneIdentity]
