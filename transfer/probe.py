@@ -112,16 +112,23 @@ async def measure(
     scheme: str, channel: Channel[ToSink, ToSource], zones: tuple[Buffer, ...], segment_bytes: int, clock: Clock
 ) -> LinkFigures:
     """D: ask for PROBE_BYTES and time them; the caller then says AllLanded. Raises a TransferError."""
-    segments = min(MAX_PROBE_SEGMENTS, max(1, PROBE_BYTES // segment_bytes))
+    warm_up = len(zones)  # each zone's first write touches its pages, and no later one does
+    segments = max(1, min(MAX_PROBE_SEGMENTS - warm_up, PROBE_BYTES // segment_bytes))
     asked_at = clock.now()
-    await channel.send(Probe(len(zones), segment_bytes, segments, channel.link.register(zones)))
+    await channel.send(Probe(len(zones), segment_bytes, warm_up + segments, channel.link.register(zones)))
     length = (await _expect(channel, ProbeAccepted)).segment_bytes
-    accepted_at = clock.now()
+    round_trip_s = clock.now() - asked_at
+    await _take_in(channel, warm_up)
+    started_at = clock.now()
+    await _take_in(channel, segments)
+    seconds = max(clock.now() - started_at, 1e-9)
+    return LinkFigures(scheme, segments * length / seconds, round_trip_s)
+
+
+async def _take_in(channel: Channel[ToSink, ToSource], segments: int) -> None:
     for _ in range(segments):
         written = await _expect(channel, ProbeWritten)
         await channel.send(ZonesFreed((written.zone,)))
-    seconds = max(clock.now() - accepted_at, 1e-9)
-    return LinkFigures(scheme, segments * length / seconds, accepted_at - asked_at)
 
 
 async def _expect(channel: Channel[ToSink, ToSource], kind: type[M]) -> M:
