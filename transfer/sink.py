@@ -71,6 +71,11 @@ class KVSink:
         """Bytes of KV unpacked since start, as they were on the wire."""
         return sum(tally.payload_bytes for tally in self._tallies.values())
 
+    @property
+    def clamped_elements(self) -> int:
+        """Elements set to the largest value of a narrower type since start."""
+        return sum(tally.clamped_elements for tally in self._tallies.values())
+
     def tallies(self) -> Mapping[str, Tally]:
         """What came in by each backend's scheme."""
         return self._tallies

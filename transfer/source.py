@@ -103,6 +103,11 @@ class KVSource:
         """Bytes of KV handed to the transports since start."""
         return sum(tally.payload_bytes for tally in self._tallies.values())
 
+    @property
+    def clamped_elements(self) -> int:
+        """Elements set to the largest value of a narrower type since start."""
+        return sum(tally.clamped_elements for tally in self._tallies.values())
+
     def tallies(self) -> Mapping[str, Tally]:
         """What went out by each backend's scheme."""
         return self._tallies

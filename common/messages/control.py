@@ -56,6 +56,10 @@ class Load(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Tasks that belong to requests."""
     steps: int = 0
     """Forward passes since start: progress, for health."""
+    link_fallbacks: int = 0
+    """Times since start that the best path for KV could not be used and a slower one was."""
+    clamped_elements: int = 0
+    """Elements of KV since start that a narrowing cast set to the largest value of their new type."""
     draining: bool = False
     """The instance finishes what it has and must be given nothing new."""
 

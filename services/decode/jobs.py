@@ -237,6 +237,8 @@ class DecodeJobs:
             staging_bytes=transfer.staging_bytes,
             tasks=len(self._tasks) + transfer.tasks,
             steps=engine.steps,
+            link_fallbacks=self._sink.fallbacks,
+            clamped_elements=self._sink.clamped_elements,
             draining=self.is_draining,
         )
 

@@ -208,6 +208,7 @@ class PrefillJobs:
             staging_bytes=transfer.staging_bytes,
             tasks=len(self._tasks) + transfer.tasks,
             steps=engine.steps,
+            clamped_elements=self._source.clamped_elements,
             draining=self.is_draining,
         )
 

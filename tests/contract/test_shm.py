@@ -398,45 +398,6 @@ async def test_messages_arrive_however_the_stream_is_cut() -> None:
             await source.receive()
 
 
-# ------------------------------------------------------------ who, and where
-
-
-async def test_a_process_of_another_user_is_turned_away() -> None:
-    backend, stranger = ShmBackend(), frozenset({os.geteuid() + 1})
-    accepted: list[Link] = []
-    async with nothing_left():
-        listener = await ShmBackend(users=stranger).listen(accepted.append)
-        link = await backend.connect(listener.endpoint)
-        with pytest.raises(PeerLost):
-            await link.receive()
-        await link.close()
-        await listener.close()
-        assert accepted == []
-        listener = await backend.listen(accepted.append)
-        with pytest.raises(PeerLost, match="trusted are"):
-            await ShmBackend(users=stranger).connect(listener.endpoint)
-        await eventually(lambda: len(accepted) == 1)
-        await accepted[0].close()
-        await listener.close()
-
-
-async def test_another_host_is_out_of_reach() -> None:
-    listener = await ShmBackend().listen(lambda link: None)
-    elsewhere = ShmBackend(place=Place("another"))
-    assert ShmBackend().reaches(listener.endpoint)
-    assert not elsewhere.reaches(listener.endpoint)
-    with pytest.raises(PeerLost, match="another host"):
-        await elsewhere.connect(listener.endpoint)
-    await listener.close()
-
-
-@pytest.mark.parametrize("endpoint", ["shm://", "shm://place", "shm://place/../up", "tcp://127.0.0.1:1"])
-async def test_not_an_endpoint(endpoint: str) -> None:
-    assert not ShmBackend().reaches(endpoint)
-    with pytest.raises(ValueError, match="not an shm endpoint"):
-        await ShmBackend().connect(endpoint)
-
-
 async def test_hand_offs_leave_nothing() -> None:
     async with nothing_left(), mesh(ShmBackend()) as made:
         await opened_and_left(made)

@@ -126,6 +126,16 @@ class HandoffContract:
                 wanted = kv_of_token(made.given, NUM_BLOCKS - 1 - block, slot)[layers, :, heads]
                 assert torch.equal(there, wanted.to(there.dtype)), token
 
+    async def test_what_a_cast_clamps_is_counted_where_it_is_cast(self, backend: Backend) -> None:
+        """At the source when the target is narrower."""
+        narrow = msgspec.structs.replace(example_layout(), dtype=KVDType.FLOAT16)
+        async with mesh(backend, target=narrow) as made:
+            made.given.parts[0][0][NUM_BLOCKS - 1, 0, 0, :3] = 1e6
+            offer = made.offer()
+            await made.take()
+            assert isinstance(await offer.ended(), Acknowledged)
+            assert (made.source.clamped_elements, made.sink.clamped_elements) == (3, 0)
+
     async def test_a_self_test_measures_the_link(self, backend: Backend) -> None:
         """While a hand-off waits, and leaves nothing behind."""
         async with mesh(backend) as made:
