@@ -153,8 +153,7 @@ def check(point: FaultPoint, events: list[Any]) -> None:
     code = events[-1]["error"]["code"]
     allowed = {"prefill_lost", "handoff_failed"} if point.startswith("prefill") else {"decode_lost", "handoff_failed"}
     assert code in allowed, events
-    if point is FaultPoint.DECODE_EIGHTH_TOKEN:
-        assert len(events) > 1, "some tokens had come before"
+    # How many tokens came before is not asserted: what a process had put into its socket may die with it.
 
 
 def check_other(events: list[Any]) -> None:
