@@ -4,6 +4,7 @@ from enum import StrEnum
 
 import msgspec
 
+from common.costs.models import InstanceCosts
 from common.errors import Failure
 from common.ids import Generation, InstanceId, RequestId
 from common.kv.layout import KVLayout
@@ -60,6 +61,8 @@ class Load(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Times since start that the best path for KV could not be used and a slower one was."""
     clamped_elements: int = 0
     """Elements of KV since start that a narrowing cast set to the largest value of their new type."""
+    cost_factor: float = 1.0
+    """Step times lately over those that the registered costs predict: above 1, the device is shared or throttled."""
     draining: bool = False
     """The instance finishes what it has and must be given nothing new."""
 
@@ -78,6 +81,10 @@ class Register(_Message, frozen=True):
     kv_capacity_tokens: int
     max_batch: int
     """Sequences decoded at once (decode), or jobs held at once (prefill)."""
+    budget: int | None = None
+    """Most tokens of one step (decode); most tokens of one chunk of a prompt (prefill). None: no bound."""
+    costs: InstanceCosts | None = None
+    """What its steps cost, from its profile; None: not known, and policies that predict cannot use it."""
 
 
 class Heartbeat(_Message, frozen=True):
