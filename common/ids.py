@@ -13,3 +13,6 @@ Generation = NewType("Generation", int)
 
 TransferId = NewType("TransferId", str)
 """One hand-off of KV from a prefill to a decode instance."""
+
+MeasureId = NewType("MeasureId", str)
+"""One measurement of a step, minted by the gateway."""

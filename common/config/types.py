@@ -126,7 +126,9 @@ class MeshConfig(_Section, frozen=True):
     model: str = "smollm2"
     """A built-in name, a folder, a .gguf file, or a hub id."""
     dtype: DType = "float32"
-    policy: Literal["fixed"] = "fixed"
+    policy: Literal["fixed", "disagg", "dp", "cronus"] = "fixed"
+    """fixed: `split` says how much of a prompt is computed by a prefill instance. disagg: all of it. dp: nothing.
+    cronus: as much as keeps both busy, by what their steps cost."""
     split: Split = "full"
     gateway: GatewayConfig = GatewayConfig()
     transfer: TransferConfig = TransferConfig()

@@ -5,10 +5,12 @@ from enum import StrEnum
 import msgspec
 
 from common.costs.models import InstanceCosts
+from common.costs.shape import StepShape
 from common.errors import Failure
-from common.ids import Generation, InstanceId, RequestId
+from common.ids import Generation, InstanceId, MeasureId, RequestId
 from common.kv.layout import KVLayout
 from common.kv.ticket import Ticket
+from common.messages.device import DeviceFacts
 from common.messages.sampling import SamplingParams, TokenLogprobs
 
 WIRE_VERSION = 1
@@ -85,6 +87,9 @@ class Register(_Message, frozen=True):
     """Most tokens of one step (decode); most tokens of one chunk of a prompt (prefill). None: no bound."""
     costs: InstanceCosts | None = None
     """What its steps cost, from its profile; None: not known, and policies that predict cannot use it."""
+    weight: float | None = None
+    """Its share of the requests under the policy `dp`, relative to the others; None: by its costs."""
+    device: DeviceFacts = DeviceFacts()
 
 
 class Heartbeat(_Message, frozen=True):
@@ -114,12 +119,22 @@ class EmittedTokens(msgspec.Struct, frozen=True, forbid_unknown_fields=True, arr
     """One per token when asked for, else empty."""
 
 
+class DecodeProgress(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
+    """Where a decode instance stands after a step: what the gateway cannot count from the tokens it is sent."""
+
+    decode_context: int
+    """Contexts of the sequences that decode, summed."""
+    partial_tokens: int
+    """Prompt tokens already computed here of requests that have no token yet."""
+
+
 class TokensEmitted(_Message, frozen=True):
     """What one step of a decode instance produced, for every request of this gateway."""
 
     instance: InstanceId
     generation: Generation
     items: tuple[EmittedTokens, ...]
+    progress: DecodeProgress | None = None
 
 
 class PrefillReleased(_Message, frozen=True):
@@ -173,7 +188,27 @@ class JobFailed(_Message, frozen=True):
     failure: Failure
 
 
-FromWorker = Register | Heartbeat | Leaving | TokensEmitted | PrefillReleased | KVLanded | LinkMeasured | JobFailed
+class StepMeasured(_Message, frozen=True):
+    """The answer to MeasureStep: the seconds of each repetition, or why there are none."""
+
+    instance: InstanceId
+    generation: Generation
+    measure: MeasureId
+    seconds: tuple[float, ...]
+    refusal: str | None = None
+
+
+FromWorker = (
+    Register
+    | Heartbeat
+    | Leaving
+    | TokensEmitted
+    | PrefillReleased
+    | KVLanded
+    | LinkMeasured
+    | JobFailed
+    | StepMeasured
+)
 
 
 # ---------------------------------------------------------------- gateway → worker
@@ -251,4 +286,17 @@ class Drain(_Message, frozen=True):
     """Finish what runs, take no more, then leave."""
 
 
-ToWorker = Welcome | HeartbeatAck | Rejected | RunPrefill | RunDecode | MeetPrefill | Abort | Drain
+class MeasureStep(_Message, frozen=True):
+    """Compute a step of this shape, of random tokens, `repeats` times and say how long each took.
+
+    An instance that has a job refuses; one that gets a job meanwhile breaks off.
+    """
+
+    measure: MeasureId
+    shape: StepShape
+    is_prefill: bool
+    """A whole prompt alone (see common.costs.step)."""
+    repeats: int
+
+
+ToWorker = Welcome | HeartbeatAck | Rejected | RunPrefill | RunDecode | MeetPrefill | Abort | Drain | MeasureStep

@@ -199,6 +199,7 @@ class MeshShell:
     def _link_measured(self, message: LinkMeasured) -> None:
         if not self._links.measured(message):
             return
+        self._handle(message)
         self._meter.link_measured(message)
         if message.failed:
             reasons = "; ".join(message.failed)

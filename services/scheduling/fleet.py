@@ -1,34 +1,13 @@
 """What the gateway has given to each member: slots at P, outstanding requests at D."""
 
-from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from common.ids import Generation, InstanceId, RequestId
-from common.messages.control import Load, Role
+from common.messages.control import DecodeProgress, LinkFigures, LinkMeasured, Role
+from services.scheduling.fleet_instance import FleetInstance, Share
 from services.scheduling.lifecycle_events import IllegalEvent
 from services.scheduling.members import LoadReported, Member
-from services.scheduling.routing import InstanceView, MeshView
-
-
-@dataclass(slots=True)
-class _Instance:
-    member: Member
-    most_requests: int
-    tokens_of: dict[RequestId, int] = field(default_factory=dict)
-    tokens: int = 0
-    load: Load | None = None
-
-    def is_draining(self) -> bool:
-        return self.load is not None and self.load.draining
-
-    def view(self) -> InstanceView:
-        held = len(self.tokens_of)
-        return InstanceView(
-            member=self.member,
-            outstanding_requests=held,
-            outstanding_tokens=self.tokens,
-            has_room=held < self.most_requests,
-            load=self.load,
-        )
+from services.scheduling.routing import MeshView
 
 
 class Fleet:
@@ -41,7 +20,11 @@ class Fleet:
     def __init__(self, prefill_slots: int, decode_batches: int) -> None:
         self._prefill_slots = prefill_slots
         self._decode_batches = decode_batches
-        self._instances: dict[InstanceId, _Instance] = {}
+        self._instances: dict[InstanceId, FleetInstance] = {}
+        self._holders: dict[RequestId, int] = {}
+        """How many members may hold something of a request."""
+        self._slots_taken = 0
+        self._links: dict[tuple[InstanceId, InstanceId], LinkFigures] = {}
 
     def join(self, member: Member) -> None:
         """A new life; raises IllegalEvent while another life of the instance is here."""
@@ -52,63 +35,89 @@ class Fleet:
             )
         is_prefill = member.role is Role.PREFILL
         most = self._prefill_slots if is_prefill else self._decode_batches * member.max_batch
-        self._instances[member.instance] = _Instance(member, most)
+        self._instances[member.instance] = FleetInstance(member, most)
 
     def lose(self, instance: InstanceId, generation: Generation) -> tuple[RequestId, ...]:
         """Forget a life; returns the requests that it may have held something of."""
         if (life := self._life(instance, generation)) is None:
             return ()
+        requests = tuple(life.shares)
+        for request in requests:
+            self._released(life, request)
         del self._instances[instance]
-        return tuple(life.tokens_of)
+        self._links = {pair: figures for pair, figures in self._links.items() if instance not in pair}
+        return requests
 
     def report(self, event: LoadReported) -> None:
         """Keep what a member said of itself."""
         if (life := self._life(event.instance, event.generation)) is not None:
-            life.load = event.load
+            life.report(event.load)
+
+    def measured(self, event: LinkMeasured) -> None:
+        """Keep the figures of the link that a pair uses."""
+        lives = (self._life(event.peer, event.peer_generation), self._life(event.instance, event.generation))
+        if None not in lives and event.figures:
+            self._links[event.peer, event.instance] = event.figures[0]
 
     def member(self, instance: InstanceId) -> Member:
         """A present member; KeyError otherwise."""
         return self._instances[instance].member
 
-    def give(self, instance: InstanceId, request: RequestId, tokens: int) -> None:
+    def give(self, instance: InstanceId, request: RequestId, share: Share) -> None:
         """A present member may hold something of `request` from now on; raises ValueError where it has no room."""
         life = self._instances[instance]
-        if len(life.tokens_of) >= life.most_requests:
-            raise ValueError(f"instance {instance!r} holds {life.most_requests} requests, the most it may")
-        life.tokens_of[request] = tokens
-        life.tokens += tokens
+        life.give(request, share)
+        self._holders[request] = self._holders.get(request, 0) + 1
+        self._slots_taken += life.member.role is Role.PREFILL
+
+    def computed(self, instance: InstanceId, generation: Generation, request: RequestId) -> None:
+        """That life has computed its part of the prompt."""
+        if (life := self._life(instance, generation)) is not None:
+            life.computed(request)
+
+    def progressed(self, instance: InstanceId, generation: Generation, progress: DecodeProgress) -> None:
+        """Where a decode instance stands after a step."""
+        if (life := self._life(instance, generation)) is not None:
+            life.progressed(progress)
 
     def release(self, instance: InstanceId, generation: Generation, request: RequestId) -> bool:
         """That life holds nothing of `request` any more; returns whether it did until now."""
         life = self._life(instance, generation)
-        if life is None or request not in life.tokens_of:
+        if life is None or request not in life.shares:
             return False
-        life.tokens -= life.tokens_of.pop(request)
+        life.release(request)
+        self._released(life, request)
         return True
 
     def holds(self, instance: InstanceId, generation: Generation, request: RequestId) -> bool:
         """Whether that life is present and may hold something of `request`."""
         life = self._life(instance, generation)
-        return life is not None and request in life.tokens_of
+        return life is not None and request in life.shares
 
     def is_held(self, request: RequestId) -> bool:
         """Whether any member may hold something of `request`."""
-        return any(request in life.tokens_of for life in self._instances.values())
+        return request in self._holders
 
     def slots_taken(self) -> int:
         """Slots taken at all prefill instances together."""
-        return sum(len(life.tokens_of) for life in self._of(Role.PREFILL))
+        return self._slots_taken
 
-    def view(self) -> MeshView:
+    def view(self, expected_output: float | None = None) -> MeshView:
         """The fleet as a policy sees it: without the members that drain, for nothing new may be sent there."""
+        lives = [life for life in self._instances.values() if not life.is_draining()]
         return MeshView(
-            prefills=tuple(life.view() for life in self._of(Role.PREFILL) if not life.is_draining()),
-            decodes=tuple(life.view() for life in self._of(Role.DECODE) if not life.is_draining()),
+            prefills=tuple([life.view() for life in lives if life.member.role is Role.PREFILL]),
+            decodes=tuple([life.view() for life in lives if life.member.role is Role.DECODE]),
+            links=MappingProxyType(self._links),
+            expected_output=expected_output,
         )
 
-    def _of(self, role: Role) -> list[_Instance]:
-        return [life for life in self._instances.values() if life.member.role is role]
+    def _released(self, life: FleetInstance, request: RequestId) -> None:
+        self._slots_taken -= life.member.role is Role.PREFILL
+        self._holders[request] -= 1
+        if not self._holders[request]:
+            del self._holders[request]
 
-    def _life(self, instance: InstanceId, generation: Generation) -> _Instance | None:
+    def _life(self, instance: InstanceId, generation: Generation) -> FleetInstance | None:
         life = self._instances.get(instance)
         return life if life is not None and life.member.generation == generation else None

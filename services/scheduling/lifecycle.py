@@ -11,11 +11,13 @@ from common.messages.control import (
     Abort,
     JobFailed,
     KVLanded,
+    LinkMeasured,
     PrefillReleased,
     Role,
     TokensEmitted,
 )
 from services.scheduling.fleet import Fleet
+from services.scheduling.fleet_instance import Share
 from services.scheduling.jobs import jobs_of
 from services.scheduling.lifecycle_events import (
     Arrived,
@@ -33,9 +35,10 @@ from services.scheduling.lifecycle_events import (
 )
 from services.scheduling.members import LoadReported, MemberJoined, MemberLost
 from services.scheduling.numbering import NumberingError, TokenNumbers
+from services.scheduling.output_lengths import OutputLengths, RunningQuantile
 from services.scheduling.placement import Placement
 from services.scheduling.request import RequestSpec
-from services.scheduling.routing import PlacementPolicy, Wait, token_limit
+from services.scheduling.routing import MeshView, PlacementPolicy, Wait, token_limit
 from services.scheduling.tick import Tick
 from services.scheduling.waiting import WaitingLines
 
@@ -62,6 +65,8 @@ class _Running:
     numbers: TokenNumbers
     landed: bool
     """D holds the KV of [0, split): P may go."""
+    emitted: int = 0
+    """Tokens passed on, over all choices."""
 
     def lives(self) -> tuple[Life, ...]:
         return (self.decode,) if self.prefill is None else (self.prefill, self.decode)
@@ -78,9 +83,10 @@ class Lifecycle:
     Time is the latest `now` of an Arrived or a Tick; the deadlines sent to workers are late by up to one tick.
     """
 
-    def __init__(self, limits: Limits, policy: PlacementPolicy) -> None:
+    def __init__(self, limits: Limits, policy: PlacementPolicy, lengths: OutputLengths | None = None) -> None:
         self._limits = limits
         self._policy = policy
+        self._lengths = lengths or RunningQuantile()
         self._fleet = Fleet(limits.prefill_slots, limits.decode_batches)
         self._waiting = WaitingLines()
         self._running: dict[RequestId, _Running] = {}
@@ -107,6 +113,9 @@ class Lifecycle:
                 return self._dispatch()
             case MemberLost():
                 return self._lose(event)
+            case LinkMeasured():
+                self._fleet.measured(event)
+                return []
             case LoadReported():
                 self._fleet.report(event)
                 return self._refuse_waiting() if event.load.draining else []
@@ -129,12 +138,15 @@ class Lifecycle:
 
     def not_ready(self) -> str | None:
         """Why no ordinary request can be served now; None when one can."""
-        return "the gateway is shutting down" if self._shutting_down else self._policy.not_ready(self._fleet.view())
+        return "the gateway is shutting down" if self._shutting_down else self._policy.not_ready(self._view())
 
     def context_length(self) -> int | None:
         """Most tokens (prompt + output) of a request that some decode instance holds; None before one has joined."""
-        limits = [token_limit(view.member) for view in self._fleet.view().decodes]
+        limits = [token_limit(view.member) for view in self._view().decodes]
         return max(limits, default=None)
+
+    def _view(self) -> MeshView:
+        return self._fleet.view(self._lengths.expected())
 
     # ------------------------------------------------------------ arrival and placing
 
@@ -145,7 +157,7 @@ class Lifecycle:
         self._now = event.now
         if self._shutting_down:
             return [Fail(request, Failure(FailureKind.SHUTTING_DOWN, "the gateway is shutting down; send it again"))]
-        if (refusal := self._policy.refusal(event.spec, self._fleet.view())) is not None:
+        if (refusal := self._policy.refusal(event.spec, self._view())) is not None:
             return [Fail(request, refusal)]
         line = self._waiting.join(event, needs_prefill=self._policy.needs_prefill(event.spec))
         effects = self._dispatch()
@@ -177,7 +189,7 @@ class Lifecycle:
             head = line.head()
             if head.spec.deadline_at <= self._now:
                 return self._end_waiting(head, _late_in_queue(line.waits_for))
-            match self._policy.place(head.spec, self._fleet.view()):
+            match self._policy.place(head.spec, self._view()):
                 case Placement() as placement:
                     self._waiting.leave(head.spec.request)
                     return self._start(head, placement)
@@ -198,12 +210,23 @@ class Lifecycle:
             numbers=TokenNumbers(spec.choices),
             landed=prefill is None,
         )
+        split = placement.split
         if prefill is not None:
-            self._fleet.give(prefill.instance, spec.request, placement.split)
-        self._fleet.give(decode.instance, spec.request, len(spec.prompt) + spec.choices * spec.max_tokens)
+            self._fleet.give(prefill.instance, spec.request, Share(split, split, split))
+        self._fleet.give(decode.instance, spec.request, self._share(spec, split))
         deadline_s = spec.deadline_at - self._now
         jobs = jobs_of(arrived, placement.split, prefill, decode, deadline_s)
         return [Place(spec.request, placement), *jobs]
+
+    def _share(self, spec: RequestSpec, split: int) -> Share:
+        prompt = len(spec.prompt)
+        expected = min(spec.max_tokens, int(self._lengths.expected() or spec.max_tokens))
+        return Share(
+            prompt_tokens=prompt - split,
+            most_tokens=prompt + spec.choices * spec.max_tokens,
+            expected_tokens=prompt + spec.choices * expected,
+            choices=spec.choices,
+        )
 
     # ------------------------------------------------------------ what workers say
 
@@ -211,6 +234,8 @@ class Lifecycle:
         effects: list[LifecycleEffect] = []
         life = (event.instance, event.generation)
         some_ended = False
+        if event.progress is not None:
+            self._fleet.progressed(*life, event.progress)
         for item in event.items:
             run = self._running.get(item.request)
             if run is None or run.decode != life:
@@ -224,10 +249,14 @@ class Lifecycle:
                 continue
             if tokens is None:
                 continue
-            run.landed = True
+            if not run.emitted:
+                self._land(run)
+                self._fleet.computed(*run.decode, item.request)
+            run.emitted += len(tokens.tokens)
             effects.append(Deliver(tokens))
             if run.numbers.is_complete():
                 effects.append(Finish(item.request))
+                self._lengths.observe(run.emitted // run.spec.choices)
                 self._retire(run)
                 some_ended = True
         return effects + self._dispatch() if some_ended else effects
@@ -235,8 +264,13 @@ class Lifecycle:
     def _note_landed(self, event: KVLanded) -> list[LifecycleEffect]:
         run = self._running.get(event.request)
         if run is not None and run.decode == (event.instance, event.generation):
-            run.landed = True
+            self._land(run)
         return []
+
+    def _land(self, run: _Running) -> None:
+        run.landed = True
+        if run.prefill is not None:
+            self._fleet.computed(*run.prefill, run.spec.request)
 
     def _fail_job(self, event: JobFailed) -> list[LifecycleEffect]:
         run = self._running.get(event.request)
@@ -262,7 +296,7 @@ class Lifecycle:
     def _refuse_waiting(self) -> list[LifecycleEffect]:
         """End the waiting requests that the members still here can never serve."""
         effects: list[LifecycleEffect] = []
-        mesh = self._fleet.view()
+        mesh = self._view()
         for _, arrived in self._waiting:
             if (refusal := self._policy.refusal(arrived.spec, mesh)) is not None:
                 effects += self._end_waiting(arrived, refusal)

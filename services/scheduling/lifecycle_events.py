@@ -9,6 +9,7 @@ from common.messages.control import (
     EmittedTokens,
     JobFailed,
     KVLanded,
+    LinkMeasured,
     PrefillReleased,
     RunDecode,
     RunPrefill,
@@ -48,6 +49,7 @@ LifecycleEvent = (
     | PrefillReleased
     | KVLanded
     | JobFailed
+    | LinkMeasured
     | Arrived
     | ClientGone
     | MemberJoined
@@ -56,7 +58,7 @@ LifecycleEvent = (
     | Tick
     | ShutdownRequested
 )
-"""The first four are the workers' own messages, unchanged."""
+"""The first five are the workers' own messages, unchanged."""
 
 
 class Send(msgspec.Struct, frozen=True):

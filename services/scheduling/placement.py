@@ -1,8 +1,17 @@
-"""Where a request runs."""
+"""Where a request runs, and what was predicted when that was decided."""
 
 import msgspec
 
 from common.ids import InstanceId
+from services.scheduling.balancer import Split
+
+
+class Candidate(msgspec.Struct, frozen=True):
+    """A pair that was looked at, with the best split on it. Without a P the split is what D holds already."""
+
+    prefill: InstanceId | None
+    decode: InstanceId
+    split: Split
 
 
 class Placement(msgspec.Struct, frozen=True):
@@ -13,6 +22,8 @@ class Placement(msgspec.Struct, frozen=True):
     decode: InstanceId
     split: int
     kv_bytes: int
+    candidates: tuple[Candidate, ...] = ()
+    """What was weighed, the chosen one first; empty under a policy that predicts nothing."""
 
     def header(self) -> str:
         """The value of x-pdmesh-placement."""

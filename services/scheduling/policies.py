@@ -7,8 +7,15 @@ from types import MappingProxyType
 from common.errors import ConfigError
 from services.scheduling.routing import PlacementPolicy
 
-POLICIES: Mapping[str, str] = MappingProxyType({"fixed": "services.scheduling.fixed:FixedPolicy"})
-"""Name → "module:class". The class is constructed with the mesh's split."""
+POLICIES: Mapping[str, str] = MappingProxyType(
+    {
+        "fixed": "services.scheduling.fixed:FixedPolicy",
+        "disagg": "services.scheduling.fixed:DisaggregatedPolicy",
+        "dp": "services.scheduling.weighted:WeightedPolicy",
+        "cronus": "services.scheduling.cronus:CronusPolicy",
+    }
+)
+"""Name → "module:class", a PlacementPolicy."""
 
 
 def load_policy(name: str, split: str | int | float, *, policies: Mapping[str, str] = POLICIES) -> PlacementPolicy:
@@ -16,7 +23,7 @@ def load_policy(name: str, split: str | int | float, *, policies: Mapping[str, s
     if name not in policies:
         raise ConfigError(f"policy {name!r} is not known; choose one of {', '.join(sorted(policies))}")
     module, _, attribute = policies[name].partition(":")
-    policy = getattr(import_module(module), attribute)(split)
-    if not isinstance(policy, PlacementPolicy):
+    policy = getattr(import_module(module), attribute)
+    if not (isinstance(policy, type) and issubclass(policy, PlacementPolicy)):
         raise ConfigError(f"policy {name!r} names {policies[name]!r}, which is not a PlacementPolicy")
-    return policy
+    return policy.configured(split)

@@ -1,14 +1,19 @@
 """What a placement policy is asked and what it may answer."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Self
 
 import msgspec
 
 from common.errors import Failure
-from common.messages.control import Load
+from common.ids import InstanceId
+from common.messages.control import LinkFigures, Load
 from services.scheduling.members import Member
 from services.scheduling.placement import Placement
 from services.scheduling.request import RequestSpec
+from services.scheduling.stage_times import DecodeLoad
 
 
 class InstanceView(msgspec.Struct, frozen=True):
@@ -22,6 +27,15 @@ class InstanceView(msgspec.Struct, frozen=True):
     """Whether one more request may be sent there; a policy never places a request where this is False."""
     load: Load | None
     """What the member said of itself last; None before its first heartbeat."""
+    placed: int = 0
+    """Requests given to it in this life, ended ones included."""
+    pending_prompts: tuple[int, ...] = ()
+    """Prompt tokens to compute of each request whose part here is not known to be computed; where there are many, one
+    sum."""
+    decode_load: DecodeLoad = DecodeLoad()
+    """At D: what delays something new."""
+    expected_tokens: int = 0
+    """Tokens that its requests are expected to come to."""
 
 
 class MeshView(msgspec.Struct, frozen=True):
@@ -29,6 +43,10 @@ class MeshView(msgspec.Struct, frozen=True):
 
     prefills: tuple[InstanceView, ...] = ()
     decodes: tuple[InstanceView, ...] = ()
+    links: Mapping[tuple[InstanceId, InstanceId], LinkFigures] = MappingProxyType({})
+    """The link in use from a P to a D, where it has been measured."""
+    expected_output: float | None = None
+    """Tokens that an answer is expected to have; None before one has ended."""
 
 
 class Wait(msgspec.Struct, frozen=True):
@@ -44,6 +62,11 @@ class PlacementPolicy(ABC):
     the life cycle calls `place` for the head of a line, and neither line holds up the other.
     A new policy is a subclass and a line in `policies`.
     """
+
+    @classmethod
+    def configured(cls, split: str | int | float) -> Self:  # noqa: ARG003 - for those policies that have one
+        """The policy of a mesh whose configuration says `split`."""
+        return cls()
 
     @abstractmethod
     def refusal(self, request: RequestSpec, mesh: MeshView) -> Failure | None:

@@ -246,6 +246,7 @@ def test_the_reference_msgpack_reads_and_writes_our_frames():
         "instance": "d0",
         "generation": 2**62,
         "items": [["r", 0, 2, [5, 6], None, []]],
+        "progress": None,
     }
     theirs = msgpack.packb([1, {"type": "Abort", "request": "r"}])
     assert to_worker_codec().decode(theirs) == Abort(request=RequestId("r"))
