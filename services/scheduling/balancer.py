@@ -1,8 +1,8 @@
-"""The split balancer: how much of a prompt P computes, so that neither device waits for the other. Pure.
+"""The split balancer: how much of a prompt P computes. Pure.
 
-The paper (Cronus, arXiv 2509.17357, section 4.3) makes the time of P's part equal to that of D's.  Its exact terms are
-not public; here the work that each device has already been given is part of its time, so that an error made with one
-request is mended with the next.
+Cronus (arXiv 2509.17357, section 4.3) makes the time of P's part equal to that of D's under D's present load; its exact
+terms are not public, ours are those of `stage_times`.  Two aims are offered: the paper's, for throughput, and the
+earliest first token, which is ours.
 """
 
 from collections.abc import Callable
@@ -14,14 +14,13 @@ from services.scheduling.stage_times import DecodeLoad, DecodeStage, PrefillLoad
 
 
 class Balance(StrEnum):
-    """What is made equal."""
+    """What the split is chosen for."""
 
     STAGES = "stages"
-    """The stages of this request alone, as the paper has it: T_pre(s) = T_chk(L - s)."""
-    WORK = "work"
-    """All that both devices have been given, this request included."""
+    """Equal times of the two stages of this request, T_pre(s) = T_chk(L - s): neither device waits for the other where
+    requests follow each other."""
     FINISH = "finish"
-    """Nothing: s is chosen for the earliest first token. P then computes what it can while D is busy with others."""
+    """The earliest first token: P computes what it can while D is busy with the prompts before this one."""
 
 
 class SplitTask(msgspec.Struct, frozen=True):
@@ -68,18 +67,21 @@ class Split(msgspec.Struct, frozen=True):
 
 
 def choose_split(
-    task: SplitTask, prefill_load: PrefillLoad, decode_load: DecodeLoad, pair: Pair, balance: Balance = Balance.WORK
+    task: SplitTask,
+    prefill_load: PrefillLoad,
+    decode_load: DecodeLoad,
+    pair: Pair,
+    balance: Balance = Balance.STAGES,
 ) -> Split:
     """The split in [held, L-1], whole blocks but for the bounds. Bisection: about log2(L) evaluations of both times."""
     times = _Times(task, prefill_load, decode_load, pair)
     least, most = task.bounds()
-    if balance is Balance.FINISH:
-        meeting = _last(least, most, lambda s: times.handed_over(s) <= times.decode_backlog)
-        candidates = (least, times.in_blocks(meeting), most)
-        return min(map(times.split, candidates), key=lambda split: (split.first_token_s, split.tokens))
-    backlogs = (times.prefill_backlog, times.decode_backlog) if balance is Balance.WORK else (0.0, 0.0)
-    balanced = _last(least, most, lambda s: backlogs[0] + times.at_prefill(s) <= backlogs[1] + times.at_decode(s))
-    return times.split(times.in_blocks(balanced))
+    if balance is Balance.STAGES:
+        equal = _last(least, most, lambda split: times.at_prefill(split) <= times.at_decode(split))
+        return times.split(times.in_blocks(equal))
+    meeting = _last(least, most, lambda split: times.handed_over(split) <= times.decode_backlog)
+    candidates = (least, times.in_blocks(meeting), most)
+    return min(map(times.split, candidates), key=lambda split: (split.first_token_s, split.tokens))
 
 
 def without_prefill(task: SplitTask, decode_load: DecodeLoad, decode: DecodeStage) -> Split:

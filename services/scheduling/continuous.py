@@ -8,9 +8,12 @@
    there; a reserve of one block per running sequence stays free, so that admission does not cause preemption at once.
 3. What is left of the budget goes to prompts in chunks.  The oldest prompt gets at least half; the others share the
    rest evenly, so that a long prompt never holds up a short one for more than a step.
+
+The rules are `grow`, `admit` and `share_budget`, which `decide` composes.  The simulator calls the same three on sums
+instead of views of all sequences (services.simulator.engine), which is what makes it fast.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from enum import Enum, auto
 
 import msgspec
@@ -86,35 +89,50 @@ class StepPlan(msgspec.Struct, frozen=True):
     work: tuple[Work, ...] = ()
 
 
+class Growth(msgspec.Struct, frozen=True):
+    """What rule 1 does about blocks, by the keys of the sequences."""
+
+    preempted: tuple[int, ...]
+    """The newest first."""
+    grown: tuple[int, ...]
+    """Each takes one more block; in order of arrival."""
+    free_blocks: int
+    """What is free after both."""
+
+
 def decide(sequences: Sequence[SequenceView], free_blocks: int, limits: BatchLimits) -> StepPlan:
     """The next step. `sequences` are in order of arrival; the oldest are served first and preempted last."""
     running = [s for s in sequences if s.phase is Phase.RUNNING]
-    preempted, grown, free_blocks = _grow(running, free_blocks, limits)
-    running = [s for s in running if s.key not in preempted]
+    growth = grow(running, free_blocks, limits)
+    running = [s for s in running if s.key not in growth.preempted]
     admitted: list[SequenceView] = []
-    if not preempted:
+    if not growth.preempted:
         holders = sum(s.phase is not Phase.WAITING for s in sequences)
         waiting = [s for s in sequences if s.phase is Phase.WAITING]
-        admitted = _admit(waiting, holders, len(running), free_blocks, limits)
+        count = admit((s.known for s in waiting), holders, len(running), growth.free_blocks, limits)
+        admitted = waiting[:count]
     decodes = [s for s in running if s.pending == 1]
     if limits.budget is not None:
         decodes = decodes[: limits.budget]
     left = None if limits.budget is None else limits.budget - len(decodes)
     prompts = [s for s in running if s.pending > 1] + [s for s in admitted if not s.external]
-    counts = _share(prompts, left, limits)
+    counts = share_budget([s.pending for s in prompts], left, limits)
     work = [Work(s.key, 1) for s in decodes]
     work += [Work(s.key, count) for s, count in zip(prompts, counts, strict=True) if count > 0]
     working = {item.key for item in work}
     return StepPlan(
-        preempt=tuple(preempted),
+        preempt=growth.preempted,
         admit=tuple(s.key for s in admitted),
-        grow=tuple(key for key in grown if key in working),
+        grow=tuple(key for key in growth.grown if key in working),
         work=tuple(work),
     )
 
 
-def _grow(running: Sequence[SequenceView], free_blocks: int, limits: BatchLimits) -> tuple[list[int], list[int], int]:
-    """Blocks for the next token of each decode: (preempted, grown, blocks still free)."""
+def grow(running: Sequence[SequenceView], free_blocks: int, limits: BatchLimits) -> Growth:
+    """Blocks for the next token of each decode (rule 1); `running` in order of arrival.
+
+    As long as no more need a block than are free, each of them gets one and nobody is preempted.
+    """
     preempted: list[int] = []
     grown: list[int] = []
     candidates = list(running)
@@ -133,43 +151,48 @@ def _grow(running: Sequence[SequenceView], free_blocks: int, limits: BatchLimits
         if sequence.key not in preempted:
             grown.append(sequence.key)
             free_blocks -= 1
-    return preempted, grown, free_blocks
+    return Growth(tuple(preempted), tuple(grown), free_blocks)
 
 
-def _admit(
-    waiting: Sequence[SequenceView], holders: int, running: int, free_blocks: int, limits: BatchLimits
-) -> list[SequenceView]:
-    """First come, first served: a sequence that does not fit holds back all behind it, so none starves."""
-    admitted: list[SequenceView] = []
-    for sequence in waiting:
-        needed = limits.blocks_for(sequence.known)
+def admit(waiting: Iterable[int], holders: int, running: int, free_blocks: int, limits: BatchLimits) -> int:
+    """How many of those that wait get their blocks now (rule 2); a step that preempts admits nobody.
+
+    `waiting` are their known tokens, in order of arrival, and read no further than needed; `holders` sequences hold
+    blocks, and `running` of these run.  One that does not fit holds back all behind it, so none starves.
+    """
+    admitted = 0
+    for known in waiting:
+        needed = limits.blocks_for(known)
         if holders >= limits.max_sequences:
             break
         # With nothing running there is nobody to keep a reserve for, and waiting for one could last for ever.
         reserve = running if holders > 0 else 0
         if free_blocks - needed < reserve:
             break
-        admitted.append(sequence)
+        admitted += 1
         free_blocks -= needed
         holders += 1
         running += 1
     return admitted
 
 
-def _share(prompts: Sequence[SequenceView], budget: int | None, limits: BatchLimits) -> list[int]:
-    """Tokens for each prompt in this step, by the half-and-half rule of the module's description."""
+def share_budget(pending: Sequence[int], budget: int | None, limits: BatchLimits) -> list[int]:
+    """Tokens for each prompt in this step, by the half-and-half of rule 3.
+
+    `pending` are the prompts' tokens to compute, the oldest first and those just admitted last; `budget` is what the
+    decodes leave of it.
+    """
     most = limits.prompts_per_step
-    served = len(prompts) if most is None else min(most, len(prompts))
-    wants = [s.pending if limits.chunk is None else min(s.pending, limits.chunk) for s in prompts[:served]]
-    unserved = [0] * (len(prompts) - served)
+    served = len(pending) if most is None else min(most, len(pending))
+    wants = [tokens if limits.chunk is None else min(tokens, limits.chunk) for tokens in pending[:served]]
+    unserved = [0] * (len(pending) - served)
     if budget is None or sum(wants) <= budget:
         return wants + unserved
-    counts = [0] * served
-    if served > 1:
-        quota = budget // 2 // (served - 1)
-        for index in range(1, served):
-            counts[index] = min(wants[index], quota)
-    for index in range(served):
-        extra = min(wants[index] - counts[index], budget - sum(counts))
+    quota = budget // 2 // (served - 1) if served > 1 else 0
+    counts = [0, *(min(want, quota) for want in wants[1:])]
+    left = budget - sum(counts)
+    for index, want in enumerate(wants):
+        extra = min(want - counts[index], left)
         counts[index] += extra
+        left -= extra
     return counts + unserved

@@ -23,7 +23,9 @@ from services.scheduling.routing import InstanceView, MeshView, PlacementPolicy,
 class CronusSettings(msgspec.Struct, frozen=True):
     """The choices that the paper leaves open."""
 
-    balance: Balance = Balance.WORK
+    balance: Balance | None = None
+    """None (ours): equal stages while others wait, for throughput; else the earliest first token, for nobody gains by
+    a P that is kept busy. The paper balances always."""
     counts_decoding: bool = True
     """Whether the expected length of the answer is part of the balance."""
     shortlist: int = 3
@@ -106,8 +108,13 @@ class CronusPolicy(PlacementPolicy):
             split = without_prefill(task, decode.decode_load, decode_stage(decode))
             return Candidate(None, decode.member.instance, split)
         pair = pair_of(prefill, decode, mesh)
-        split = choose_split(task, prefill_load(prefill), decode.decode_load, pair, self._settings.balance)
+        split = choose_split(task, prefill_load(prefill), decode.decode_load, pair, self._balance(mesh))
         return Candidate(prefill.member.instance, decode.member.instance, split)
+
+    def _balance(self, mesh: MeshView) -> Balance:
+        if self._settings.balance is not None:
+            return self._settings.balance
+        return Balance.STAGES if mesh.waiting > 1 else Balance.FINISH
 
     def _expected_output(self, request: RequestSpec, mesh: MeshView) -> float:
         known = float(request.max_tokens)

@@ -102,13 +102,14 @@ class Fleet:
         """Slots taken at all prefill instances together."""
         return self._slots_taken
 
-    def view(self, expected_output: float | None = None) -> MeshView:
+    def view(self, waiting: int = 0, expected_output: float | None = None) -> MeshView:
         """The fleet as a policy sees it: without the members that drain, for nothing new may be sent there."""
         lives = [life for life in self._instances.values() if not life.is_draining()]
         return MeshView(
             prefills=tuple([life.view() for life in lives if life.member.role is Role.PREFILL]),
             decodes=tuple([life.view() for life in lives if life.member.role is Role.DECODE]),
             links=MappingProxyType(self._links),
+            waiting=waiting,
             expected_output=expected_output,
         )
 

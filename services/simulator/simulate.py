@@ -1,0 +1,35 @@
+"""The one function behind every simulated figure."""
+
+from services.scheduling.routing import PlacementPolicy
+from services.simulator.cluster import Cluster
+from services.simulator.report import Report, make_report
+from services.simulator.simulation import Simulation
+from services.simulator.workload.requests import Workload
+
+
+def simulate(
+    cluster: Cluster,
+    workload: Workload,
+    policy: PlacementPolicy,
+    *,
+    policy_name: str = "",
+    prefill_slots: int = 2,
+    decode_batches: int = 2,
+    checked: bool = False,
+) -> Report:
+    """Serve `workload` on `cluster` under `policy`; pure: the same arguments give the same report.
+
+    `checked` verifies the books of every engine at every step. Raises SimulationError.
+    """
+    simulation = Simulation(
+        cluster, policy, workload, prefill_slots=prefill_slots, decode_batches=decode_batches, checked=checked
+    )
+    simulation.run()
+    return make_report(
+        policy_name or type(policy).__name__,
+        workload.name,
+        workload.arrivals,
+        simulation.records,
+        simulation.gaps,
+        list(simulation.workers.values()),
+    )

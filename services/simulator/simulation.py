@@ -1,0 +1,249 @@
+"""The discrete-event loop: the gateway's own life cycle, simulated engines and links, one clock.
+
+Events at equal times are handled in the order of `Order`: what ends comes before what begins, so that a slot freed at
+some moment can be taken at that moment; among equals, first scheduled, first handled.  Messages take no time.
+"""
+
+import heapq
+from enum import IntEnum
+from typing import cast
+
+from common.errors import Failure
+from common.ids import Generation, InstanceId, RequestId, TransferId
+from common.messages.control import LinkFigures, LinkMeasured, Register, Role, RunDecode, RunPrefill
+from common.messages.sampling import SamplingParams
+from services.scheduling.lifecycle import Lifecycle, Limits
+from services.scheduling.lifecycle_events import Arrived, Fail, LifecycleEffect, LifecycleEvent, Place, Send
+from services.scheduling.members import MemberJoined
+from services.scheduling.request import RequestSpec
+from services.scheduling.routing import PlacementPolicy
+from services.simulator.cluster import Cluster, SimulatedInstance
+from services.simulator.engine_events import SimulationError
+from services.simulator.gaps import GapHistogram
+from services.simulator.records import RequestRecord
+from services.simulator.workers import SimulatedDecode, SimulatedPrefill, SimulatedWorker
+from services.simulator.workload.requests import Workload
+
+GENERATION = Generation(1)
+_GREEDY = SamplingParams()
+_NEVER = float("inf")
+
+
+class Order(IntEnum):
+    """What is handled first among events at one time."""
+
+    STEP = 0
+    """A step of an engine ends."""
+    LANDED = 1
+    """A hand-off ends."""
+    ARRIVAL = 2
+    """A request arrives."""
+
+
+class Simulation:
+    """One run. `run` serves the whole workload; the records and the workers then hold what happened.
+
+    Raises SimulationError where a request can never be served, or the books do not balance at the end.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        policy: PlacementPolicy,
+        workload: Workload,
+        *,
+        prefill_slots: int = 2,
+        decode_batches: int = 2,
+        checked: bool = False,
+    ) -> None:
+        self.cluster = cluster
+        self.records = [
+            RequestRecord(request.arrival_s, request.prompt_tokens, request.output_tokens)
+            for request in workload.requests
+        ]
+        self.gaps = GapHistogram()
+        self.now = 0.0
+        limits = Limits(queue=len(self.records), prefill_slots=prefill_slots, decode_batches=decode_batches)
+        self._lifecycle = Lifecycle(limits, policy)
+        self._heap: list[tuple[float, Order, int, SimulatedWorker | None, int]] = []
+        self._scheduled = 0
+        self._checked = checked
+        self.workers = {spec.name: self._worker(spec) for spec in cluster.instances}
+        self._next_arrival = 0
+        self._ended = 0
+
+    def run(self) -> None:
+        """Serve every request of the workload to its end."""
+        self._join()
+        self._schedule_arrival()
+        while self._heap:
+            at, order, _, worker, key = heapq.heappop(self._heap)
+            if at < self.now:
+                raise SimulationError(f"an event of {order.name} at {at!r} s comes after {self.now!r} s")
+            if order is Order.STEP:
+                assert worker is not None
+                if worker.wakes_at != at:
+                    continue  # its plans have changed since
+                self.now = at
+                worker.wakes_at = _NEVER
+                self._advance(worker)
+            else:
+                self.now = at
+                if order is Order.ARRIVAL:
+                    self._arrive()
+                else:
+                    self._land(key)
+        self._check_end()
+
+    # ------------------------------------------------------------ members
+
+    def _worker(self, spec: SimulatedInstance) -> SimulatedWorker:
+        kind = SimulatedPrefill if spec.role is Role.PREFILL else SimulatedDecode
+        return kind(spec, self.cluster, self.gaps, checked=self._checked)
+
+    def _join(self) -> None:
+        decodes = [spec for spec in self.cluster.instances if spec.role is Role.DECODE]
+        for spec in self.cluster.instances:
+            self._perform(self._lifecycle.handle(MemberJoined(self._registration(spec))))
+        if not self.cluster.is_link_known:
+            return
+        link = self.cluster.link
+        figures = (LinkFigures("simulated", link.bytes_per_s, link.latency_s),)
+        for prefill in self.cluster.instances:
+            if prefill.role is Role.PREFILL:
+                for decode in decodes:
+                    names = InstanceId(decode.name), GENERATION, InstanceId(prefill.name), GENERATION
+                    self._lifecycle.handle(LinkMeasured(*names, figures))
+
+    def _registration(self, spec: SimulatedInstance) -> Register:
+        return Register(
+            instance=InstanceId(spec.name),
+            role=spec.role,
+            generation=GENERATION,
+            endpoints=(),
+            layout=self.cluster.layout(spec),
+            context_length=1 << 40,
+            kv_capacity_tokens=spec.kv_tokens,
+            max_batch=spec.max_batch,
+            budget=spec.budget,
+            costs=spec.costs,
+            weight=spec.weight,
+        )
+
+    # ------------------------------------------------------------ events
+
+    def _schedule_arrival(self) -> None:
+        if self._next_arrival < len(self.records):
+            self._push(self.records[self._next_arrival].arrived_at, Order.ARRIVAL)
+
+    def _arrive(self) -> None:
+        key = self._next_arrival
+        self._next_arrival += 1
+        self._schedule_arrival()
+        record = self.records[key]
+        spec = RequestSpec(
+            request=RequestId(str(key)),
+            # Nothing looks at the tokens: a range has the length and the slices of a prompt without its memory.
+            prompt=cast(tuple[int, ...], range(record.prompt_tokens)),
+            sampling=_GREEDY,
+            max_tokens=record.output_tokens,
+            deadline_at=_NEVER,
+        )
+        self._handle(Arrived(self.now, spec, TransferId(spec.request), b""))
+
+    def _land(self, key: int) -> None:
+        record = self.records[key]
+        assert record.prefill is not None and record.decode is not None
+        prefill, decode = self.workers[record.prefill], self.workers[record.decode]
+        assert isinstance(prefill, SimulatedPrefill) and isinstance(decode, SimulatedDecode)
+        record.handed_over_at = self.now
+        self._handle(decode.landed(key, self.now))
+        self._advance(decode)
+        if prefill.taken(key, self.now):
+            self._advance(prefill)
+            self._handle(prefill.released(key))
+
+    def _advance(self, worker: SimulatedWorker) -> None:
+        """Let a worker do what is due, and hear what comes of it."""
+        report = worker.advance(self.now)
+        self._schedule(worker)
+        for key, at in report.first_tokens:
+            self.records[key].first_token_at = at
+        for key, at in report.finished:
+            self.records[key].finished_at = at
+            self._ended += 1
+        for key in report.ready:
+            self._try_transfer(key)
+        if report.refused:
+            key, reason = report.refused[0]
+            raise SimulationError(f"request {key} can never be served by {worker.spec.name!r}: {reason}")
+        if report.message is not None:
+            self._handle(report.message)
+
+    def _try_transfer(self, key: int) -> None:
+        record = self.records[key]
+        assert record.prefill is not None and record.decode is not None
+        prefill, decode = self.workers[record.prefill], self.workers[record.decode]
+        assert isinstance(prefill, SimulatedPrefill) and isinstance(decode, SimulatedDecode)
+        reserved_at = decode.reserved_at(key)
+        if reserved_at is None or not prefill.is_computed(key):
+            return
+        self._push(prefill.send(key, reserved_at, self.now), Order.LANDED, key=key)
+
+    # ------------------------------------------------------------ the gateway
+
+    def _handle(self, event: LifecycleEvent) -> None:
+        self._perform(self._lifecycle.handle(event))
+
+    def _perform(self, effects: list[LifecycleEffect]) -> None:
+        touched: list[SimulatedWorker] = []
+        for effect in effects:
+            match effect:
+                case Place(request, placement):
+                    record = self.records[int(request)]
+                    record.placed_at = self.now
+                    record.prefill, record.decode, record.split = placement.prefill, placement.decode, placement.split
+                    if placement.candidates:
+                        record.predicted_first_token_s = placement.candidates[0].split.first_token_s
+                case Send(instance, message):
+                    worker = self.workers[instance]
+                    assert isinstance(message, RunPrefill | RunDecode)
+                    worker.run(message, self.now)
+                    if worker not in touched:
+                        touched.append(worker)
+                case Fail(request, failure):
+                    raise SimulationError(f"request {request} failed: {_words(failure)}")
+                case _:
+                    pass
+        for worker in touched:
+            self._schedule(worker)
+
+    # ------------------------------------------------------------ time
+
+    def _push(self, at: float, order: Order, worker: SimulatedWorker | None = None, key: int = -1) -> None:
+        self._scheduled += 1
+        heapq.heappush(self._heap, (at, order, self._scheduled, worker, key))
+
+    def _schedule(self, worker: SimulatedWorker) -> None:
+        at = worker.engine.next_event_at()
+        wakes_at = _NEVER if at is None else at
+        if wakes_at != worker.wakes_at:
+            worker.wakes_at = wakes_at
+            if at is not None:
+                self._push(at, Order.STEP, worker)
+
+    def _check_end(self) -> None:
+        if self._ended < len(self.records):
+            waits = next(index for index, record in enumerate(self.records) if record.finished_at is None)
+            raise SimulationError(
+                f"{len(self.records) - self._ended} requests never ended, request {waits} among them: "
+                f"{self.records[waits]}"
+            )
+        if not self._lifecycle.is_idle():
+            raise SimulationError(f"every request has ended, and the gateway still holds {self._lifecycle.holdings()}")
+        for worker in self.workers.values():
+            worker.check_end(self.now)
+
+
+def _words(failure: Failure) -> str:
+    return f"{failure.kind}: {failure.message}"

@@ -1,0 +1,217 @@
+"""Simulated workers: an engine each, and what services.prefill and services.decode do around one."""
+
+from dataclasses import dataclass, field
+
+from common.ids import Generation, InstanceId, RequestId
+from common.kv import ownership
+from common.kv.wire import wire_token_bytes
+from common.messages.control import (
+    DecodeProgress,
+    EmittedTokens,
+    FinishReason,
+    KVLanded,
+    PrefillReleased,
+    RunDecode,
+    RunPrefill,
+    TokensEmitted,
+)
+from services.scheduling.continuous import BatchLimits
+from services.simulator.cluster import Cluster, SimulatedInstance
+from services.simulator.engine import SimulatedEngine
+from services.simulator.engine_events import (
+    BlocksReserved,
+    Finished,
+    FirstToken,
+    GapRecorder,
+    PrefillAdvanced,
+    PrefillComputed,
+    Refused,
+    SimulationError,
+)
+from services.simulator.links import SimulatedLink
+
+_GENERATION = Generation(1)
+_NEVER = float("inf")
+_TAKER = ownership.TakerAccepted()
+_READ = ownership.ReadBegan()
+_READ_ENDED = ownership.ReadEnded()
+
+
+@dataclass(slots=True)
+class WorkerReport:
+    """What came of letting a worker advance."""
+
+    first_tokens: list[tuple[int, float]] = field(default_factory=list)
+    finished: list[tuple[int, float]] = field(default_factory=list)
+    ready: list[int] = field(default_factory=list)
+    """Hand-offs of which this side is ready."""
+    refused: list[tuple[int, str]] = field(default_factory=list)
+    message: TokensEmitted | None = None
+
+
+class SimulatedWorker:
+    """One instance in one life. `wakes_at` is when its next step ends; the loop keeps it."""
+
+    def __init__(
+        self, spec: SimulatedInstance, cluster: Cluster, gaps: GapRecorder, limits: BatchLimits, *, checked: bool
+    ) -> None:
+        self.spec = spec
+        self.name = InstanceId(spec.name)
+        self.cluster = cluster
+        self.wakes_at = _NEVER
+        blocks = spec.kv_tokens // spec.block_size
+        self.engine = SimulatedEngine(limits, blocks, spec.timer, gaps=gaps, checked=checked)
+
+    def run(self, message: RunPrefill | RunDecode, now: float) -> None:
+        """A job from the gateway."""
+        raise NotImplementedError
+
+    def advance(self, now: float) -> WorkerReport:
+        """Do what is due at `now`."""
+        raise NotImplementedError
+
+    def check_end(self, now: float) -> None:
+        """Raise SimulationError where something is still held."""
+        load = self.engine.load(now)
+        if load.blocks_used or load.waiting or load.running:
+            raise SimulationError(f"instance {self.name!r} still holds something after the last request: {load}")
+
+
+@dataclass(slots=True)
+class _Offer:
+    tokens: int
+    state: ownership.Handoff = field(default_factory=ownership.Handoff)
+    began: float | None = None
+    computed_at: float | None = None
+
+
+class SimulatedPrefill(SimulatedWorker):
+    """Computes first parts of prompts and holds them until they are taken."""
+
+    def __init__(self, spec: SimulatedInstance, cluster: Cluster, gaps: GapRecorder, *, checked: bool) -> None:
+        limits = BatchLimits(
+            block_size=spec.block_size, max_sequences=spec.max_batch, chunk=spec.budget, prompts_per_step=1
+        )
+        super().__init__(spec, cluster, gaps, limits, checked=checked)
+        self.link = SimulatedLink(cluster.link)
+        self._offers: dict[int, _Offer] = {}
+        layout = cluster.layout(spec)
+        self._token_bytes = wire_token_bytes(layout, layout)
+
+    def run(self, message: RunPrefill | RunDecode, now: float) -> None:
+        """See SimulatedWorker."""
+        key = int(message.request)
+        self._offers[key] = _Offer(len(message.prompt))
+        self.engine.submit_prefill(key, len(message.prompt), now)
+
+    def advance(self, now: float) -> WorkerReport:
+        """See SimulatedWorker."""
+        report = WorkerReport()
+        for event in self.engine.advance(now):
+            match event:
+                case PrefillAdvanced(key=key, began=began):
+                    offer = self._offers[key]
+                    if offer.began is None:
+                        offer.began = began
+                case PrefillComputed(key=key, at=at):
+                    self._offers[key].computed_at = at
+                    report.ready.append(key)
+                case Refused(key=key, reason=reason):
+                    report.refused.append((key, reason))
+                case _:
+                    pass
+        return report
+
+    def is_computed(self, key: int) -> bool:
+        """Whether all KV of a hand-off is there."""
+        return self._offers[key].computed_at is not None
+
+    def send(self, key: int, reserved_at: float, now: float) -> float:
+        """When the KV of a computed job has arrived at a D that had room for it at `reserved_at`.
+
+        The pieces leave as their layers are computed; the wire is given to a hand-off when both sides are known to be
+        ready, so that a hand-off never holds it up for another.
+        """
+        offer = self._offers[key]
+        for event in (_TAKER, _READ):
+            offer.state, _ = ownership.step(offer.state, event)
+        began, computed_at = offer.began, offer.computed_at
+        assert began is not None and computed_at is not None
+        total = offer.tokens * self._token_bytes
+        landed = self.link.transfer(total, max(began, reserved_at), computed_at, total // self.cluster.layers)
+        return max(now, landed)
+
+    def taken(self, key: int, now: float) -> bool:
+        """D has everything; whether the blocks are free now."""
+        offer = self._offers[key]
+        offer.state, _ = ownership.step(offer.state, _READ_ENDED)
+        end = ownership.Ended(ownership.Acknowledged(offer.tokens * self._token_bytes))
+        offer.state, release = ownership.step(offer.state, end)
+        if release is not None:
+            del self._offers[key]
+            self.engine.end(key, now)
+        return release is not None
+
+    def released(self, key: int) -> PrefillReleased:
+        """The message that frees the slot."""
+        return PrefillReleased(self.name, _GENERATION, RequestId(str(key)))
+
+
+class SimulatedDecode(SimulatedWorker):
+    """Takes over first parts, computes the rest and decodes."""
+
+    def __init__(self, spec: SimulatedInstance, cluster: Cluster, gaps: GapRecorder, *, checked: bool) -> None:
+        limits = BatchLimits(block_size=spec.block_size, max_sequences=spec.max_batch, budget=spec.budget)
+        super().__init__(spec, cluster, gaps, limits, checked=checked)
+        self._jobs: dict[int, RunDecode] = {}
+        self._reserved: dict[int, float] = {}
+
+    def run(self, message: RunPrefill | RunDecode, now: float) -> None:
+        """See SimulatedWorker."""
+        assert isinstance(message, RunDecode)
+        key = int(message.request)
+        self._jobs[key] = message
+        self.engine.submit_decode(key, len(message.prompt), message.split, message.max_tokens, now)
+
+    def advance(self, now: float) -> WorkerReport:
+        """See SimulatedWorker."""
+        report = WorkerReport()
+        items: list[EmittedTokens] = []
+        for event in self.engine.advance(now):
+            match event:
+                case FirstToken(key=key, at=at):
+                    report.first_tokens.append((key, at))
+                    items.append(EmittedTokens(RequestId(str(key)), 0, 0, (0,)))
+                case Finished(key=key, at=at):
+                    report.finished.append((key, at))
+                    items.append(self._last(key))
+                case BlocksReserved(key=key, at=at):
+                    if self._jobs[key].split and key not in self._reserved:
+                        self._reserved[key] = at
+                        report.ready.append(key)
+                case Refused(key=key, reason=reason):
+                    report.refused.append((key, reason))
+                case _:
+                    pass
+        if items:
+            report.message = TokensEmitted(self.name, _GENERATION, tuple(items), self._progress(now))
+        return report
+
+    def reserved_at(self, key: int) -> float | None:
+        """When the job got its blocks; None: not yet."""
+        return self._reserved.get(key)
+
+    def landed(self, key: int, now: float) -> KVLanded:
+        """All KV of a hand-off is here."""
+        self._reserved.pop(key)
+        self.engine.kv_landed(key, now)
+        return KVLanded(self.name, _GENERATION, RequestId(str(key)), 0, 0.0, "simulated", "nobody")
+
+    def _last(self, key: int) -> EmittedTokens:
+        """All tokens but the first: what came since is told at once, for nothing is decided by each of them."""
+        output = self._jobs.pop(key).max_tokens
+        first = min(1, output - 1)
+        return EmittedTokens(RequestId(str(key)), 0, first, (0,) * (output - first), FinishReason.LENGTH)
+
+    def _progress(self, now: float) -> DecodeProgress:
+        return DecodeProgress(self.engine.load(now).context_tokens, 0)
