@@ -1,13 +1,11 @@
 """What the gateway has given to each member: slots at P, outstanding requests at D."""
 
-from types import MappingProxyType
-
 from common.ids import Generation, InstanceId, RequestId
 from common.messages.control import DecodeProgress, LinkFigures, LinkMeasured, Role
 from services.scheduling.fleet_instance import FleetInstance, Share
 from services.scheduling.lifecycle_events import IllegalEvent
 from services.scheduling.members import LoadReported, Member
-from services.scheduling.routing import MeshView
+from services.scheduling.routing import InstanceView, MeshView
 
 
 class Fleet:
@@ -25,6 +23,9 @@ class Fleet:
         """How many members may hold something of a request."""
         self._slots_taken = 0
         self._links: dict[tuple[InstanceId, InstanceId], LinkFigures] = {}
+        self._views: dict[Role, dict[InstanceId, InstanceView]] = {Role.PREFILL: {}, Role.DECODE: {}}
+        """Of those that do not drain, in order of joining; those in `_changed` are out of date."""
+        self._changed: dict[InstanceId, FleetInstance] = {}
 
     def join(self, member: Member) -> None:
         """A new life; raises IllegalEvent while another life of the instance is here."""
@@ -35,7 +36,8 @@ class Fleet:
             )
         is_prefill = member.role is Role.PREFILL
         most = self._prefill_slots if is_prefill else self._decode_batches * member.max_batch
-        self._instances[member.instance] = FleetInstance(member, most)
+        life = self._instances[member.instance] = FleetInstance(member, most)
+        self._change(life)
 
     def lose(self, instance: InstanceId, generation: Generation) -> tuple[RequestId, ...]:
         """Forget a life; returns the requests that it may have held something of."""
@@ -45,6 +47,8 @@ class Fleet:
         for request in requests:
             self._released(life, request)
         del self._instances[instance]
+        self._changed.pop(instance, None)
+        self._views[life.member.role].pop(instance, None)
         self._links = {pair: figures for pair, figures in self._links.items() if instance not in pair}
         return requests
 
@@ -52,6 +56,7 @@ class Fleet:
         """Keep what a member said of itself."""
         if (life := self._life(event.instance, event.generation)) is not None:
             life.report(event.load)
+            self._change(life)
 
     def measured(self, event: LinkMeasured) -> None:
         """Keep the figures of the link that a pair uses."""
@@ -67,6 +72,7 @@ class Fleet:
         """A present member may hold something of `request` from now on; raises ValueError where it has no room."""
         life = self._instances[instance]
         life.give(request, share)
+        self._change(life)
         self._holders[request] = self._holders.get(request, 0) + 1
         self._slots_taken += life.member.role is Role.PREFILL
 
@@ -74,11 +80,13 @@ class Fleet:
         """That life has computed its part of the prompt."""
         if (life := self._life(instance, generation)) is not None:
             life.computed(request)
+            self._change(life)
 
     def progressed(self, instance: InstanceId, generation: Generation, progress: DecodeProgress) -> None:
         """Where a decode instance stands after a step."""
         if (life := self._life(instance, generation)) is not None:
             life.progressed(progress)
+            self._change(life)
 
     def release(self, instance: InstanceId, generation: Generation, request: RequestId) -> bool:
         """That life holds nothing of `request` any more; returns whether it did until now."""
@@ -87,6 +95,7 @@ class Fleet:
             return False
         life.release(request)
         self._released(life, request)
+        self._change(life)
         return True
 
     def holds(self, instance: InstanceId, generation: Generation, request: RequestId) -> bool:
@@ -104,14 +113,23 @@ class Fleet:
 
     def view(self, waiting: int = 0, expected_output: float | None = None) -> MeshView:
         """The fleet as a policy sees it: without the members that drain, for nothing new may be sent there."""
-        lives = [life for life in self._instances.values() if not life.is_draining()]
+        for name, life in self._changed.items():
+            views = self._views[life.member.role]
+            if life.is_draining():
+                views.pop(name, None)
+            else:
+                views[name] = life.view()
+        self._changed.clear()
         return MeshView(
-            prefills=tuple([life.view() for life in lives if life.member.role is Role.PREFILL]),
-            decodes=tuple([life.view() for life in lives if life.member.role is Role.DECODE]),
-            links=MappingProxyType(self._links),
+            prefills=tuple(self._views[Role.PREFILL].values()),
+            decodes=tuple(self._views[Role.DECODE].values()),
+            links=self._links,
             waiting=waiting,
             expected_output=expected_output,
         )
+
+    def _change(self, life: FleetInstance) -> None:
+        self._changed[life.member.instance] = life
 
     def _released(self, life: FleetInstance, request: RequestId) -> None:
         self._slots_taken -= life.member.role is Role.PREFILL
