@@ -4,7 +4,12 @@ import os
 
 import pytest
 
-ALLOWED = ("needs a CUDA or ROCm device", "needs a container engine", "needs the public traces")
+ALLOWED = (
+    "needs a CUDA or ROCm device",
+    "needs a container engine",
+    "needs the public traces",
+    "needs the mooncake library",
+)
 """Reasons why a test may be skipped; a reason may go on after one of these."""
 
 

@@ -1,5 +1,6 @@
 """Moves bytes that are no KV: the yardsticks, and other people's libraries."""
 
+import asyncio
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -9,6 +10,8 @@ from services.bench.transfer.cases import MEMCPY, RawCase
 from services.bench.transfer.giver_process import GiverProcess
 from services.bench.transfer.peers.base import Peer, RawTaker
 from services.bench.transfer.taker import Taken
+
+_ANSWER_S = 30.0
 
 
 class RawMover:
@@ -57,7 +60,13 @@ class RawMover:
     async def _take(self, name: str, num_bytes: int) -> Taken:
         giving = await self._giver.start_raw(name, num_bytes)
         cpu_s, started_at = self._cpu_s(), self._clock.now()
-        self._takers[name].take(num_bytes)
+        try:
+            self._takers[name].take(num_bytes)
+        except Exception:
+            # The giver has an answer to this move too; left unread it would be taken for the next one's.
+            async with asyncio.timeout(_ANSWER_S):
+                await self._giver.raw_done()
+            raise
         ended_at, own_cpu_s = self._clock.now(), self._cpu_s() - cpu_s
         gave = await self._giver.raw_done()
         return Taken(ended_at - started_at, own_cpu_s + gave.cpu_s - giving.cpu_s, num_bytes, 0.0)

@@ -6,6 +6,7 @@ import msgspec
 
 from common.clock import Clock
 from services.bench.transfer.peers.base import Peer
+from services.bench.transfer.peers.mooncake import Mooncake
 from services.bench.transfer.peers.nixl import Nixl
 from services.bench.transfer.peers.raw_ring import RawRing
 from services.bench.transfer.peers.raw_tcp import RawTcp
@@ -24,7 +25,7 @@ class Present(msgspec.Struct, frozen=True):
 
 def every_peer(clock: Clock) -> Mapping[str, Peer]:
     """The YARDSTICKS first."""
-    peers: tuple[Peer, ...] = (RawTcp(), RawRing(), Nixl(clock), Ucxx(clock))
+    peers: tuple[Peer, ...] = (RawTcp(), RawRing(), Nixl(clock), Ucxx(clock), Mooncake(clock))
     return {peer.name: peer for peer in peers}
 
 
