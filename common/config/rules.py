@@ -73,6 +73,11 @@ def _of_instance(path: str, instance: InstanceConfig) -> Iterator[str]:
     cores = instance.cpu_affinity
     if cores is not None and (not cores or len(set(cores)) < len(cores) or min(cores) < 0):
         yield f"{path}.cpu_affinity is {list(cores)!r}: list each core once, from 0, or write null for no pinning"
+    if instance.profile is not None and instance.self_profile:
+        yield (
+            f"{path}.profile is {instance.profile!r} with {path}.self_profile true: costs are read or measured, "
+            "not both; drop one"
+        )
     if instance.role is Role.DECODE and instance.budget < instance.max_batch:
         yield (
             f"{path}.budget is {instance.budget!r} tokens per step with max_batch {instance.max_batch!r}: each decode "
@@ -88,11 +93,18 @@ def _of_mesh(config: MeshConfig) -> Iterator[str]:
     roles = {instance.role for instance in config.instances}
     if Role.DECODE not in roles:
         yield "instances: there is no decode instance, and only one such serves a request; add one with role: decode"
-    if Role.PREFILL not in roles and config.split != 0:
+    if Role.PREFILL not in roles:
+        yield from _without_prefill(config)
+
+
+def _without_prefill(config: MeshConfig) -> Iterator[str]:
+    if config.policy == "fixed" and config.split != 0:
         yield (
             f"split is {config.split!r}, but there is no prefill instance to compute that part of a prompt; "
             "add an instance with role: prefill, or set split: 0"
         )
+    if config.policy == "disagg":
+        yield "policy is 'disagg', but there is no prefill instance; add one with role: prefill, or take policy: dp"
 
 
 def _refusal(key: str, parse: Callable[[], object]) -> Iterator[str]:

@@ -38,6 +38,8 @@ class GatewayConfig(_Section, frozen=True):
     """An instance that is silent for so long is lost."""
     prefill_slots: Positive = 2
     """Requests in one prefill instance at a time (the Cronus paper's cap of two)."""
+    traces: Annotated[int, msgspec.Meta(ge=0, le=100_000)] = 1000
+    """Requests whose traces are kept, the last ones, for `pdmesh trace`; 0: none."""
     max_body: Annotated[int, msgspec.Meta(ge=1024)] = 8 << 20
     """Largest HTTP body in bytes."""
 
@@ -110,6 +112,12 @@ class InstanceConfig(_Section, frozen=True):
     """Decode role: sequences decoded at once."""
     budget: Positive = 256
     """Decode role: tokens per step, decodes first."""
+    profile: str | None = None
+    """File that `pdmesh profile` wrote for this model, dtype and device: what steps cost, for policies that predict."""
+    self_profile: bool = False
+    """Without a profile: measure a few steps at each start, which takes seconds; best while nothing else runs there."""
+    weight: Annotated[float, msgspec.Meta(gt=0, le=1e9)] | None = None
+    """Policy dp: its share of the requests, relative to the others'; null: by what its steps cost."""
     emulate: EmulateConfig = EmulateConfig()
 
 

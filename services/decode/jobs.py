@@ -12,6 +12,7 @@ from common.faults import FaultPoint, Faults
 from common.ids import Generation, InstanceId, RequestId
 from common.messages.control import (
     Abort,
+    DecodeProgress,
     Drain,
     EmittedTokens,
     FromWorker,
@@ -21,6 +22,7 @@ from common.messages.control import (
     LinkFigures,
     LinkMeasured,
     Load,
+    MeasureStep,
     MeetPrefill,
     Rejected,
     RunDecode,
@@ -41,6 +43,7 @@ from services.engine.api import (
     PrefillFailed,
     TokensSampled,
 )
+from services.engine.measuring import answer_measure
 from services.engine.thread import EngineThread
 from transfer.errors import TransferError
 from transfer.sink import KVSink
@@ -101,6 +104,8 @@ class DecodeJobs:
                 self.abort(request)
             case Drain():
                 self.is_draining = True
+            case MeasureStep():
+                self._tasks.start(self._measure(message, self.generation), f"measure:{message.measure}")
             case RunPrefill() | Welcome() | HeartbeatAck() | Rejected():
                 _log.error("a decode instance was sent a %s", type(message).__name__)
             case _:
@@ -128,6 +133,9 @@ class DecodeJobs:
         figures = tuple(LinkFigures(one.scheme, one.bytes_per_s, one.round_trip_s) for one in met.figures)
         peer = introduction.peer, introduction.peer_generation
         self._send(LinkMeasured(self._instance, generation, *peer, figures, met.failed))
+
+    async def _measure(self, order: MeasureStep, generation: Generation) -> None:
+        self._send(await answer_measure(order, self._engine, self._instance, generation))
 
     def abort(self, request: RequestId) -> None:
         """Drop the job, wherever it stands; its blocks are freed once nobody writes to them."""
@@ -213,7 +221,9 @@ class DecodeJobs:
             if item.first in _FAULT_TOKENS:
                 self._faults.reach(_FAULT_TOKENS[item.first])
         if emitted:
-            self._send(TokensEmitted(self._instance, self.generation, emitted))
+            load = self._engine.load()
+            progress = DecodeProgress(load.context_tokens, load.partial_tokens)
+            self._send(TokensEmitted(self._instance, self.generation, emitted, progress))
 
     def _ended(self, request: RequestId, failure: Failure | None) -> None:
         job = self._jobs.pop(request)
@@ -239,6 +249,7 @@ class DecodeJobs:
             steps=engine.steps,
             link_fallbacks=self._sink.fallbacks,
             clamped_elements=self._sink.clamped_elements,
+            cost_factor=self._engine.cost_factor,
             draining=self.is_draining,
         )
 

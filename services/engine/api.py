@@ -100,3 +100,5 @@ class EngineLoad(msgspec.Struct, frozen=True):
     blocks_used: int
     blocks_total: int
     steps: int
+    partial_tokens: int = 0
+    """Prompt tokens computed here of decode jobs that have no token yet."""

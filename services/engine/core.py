@@ -8,6 +8,7 @@ import itertools
 import logging
 from collections.abc import Callable
 
+from common.costs.step import Step
 from common.errors import Failure, FailureKind
 from common.ids import RequestId
 from services.engine.api import (
@@ -24,9 +25,11 @@ from services.engine.api import (
     PrefillJob,
     TokensSampled,
 )
+from services.engine.measure import MeasurementRefused, StepMeter, Timed
 from services.engine.pool import BlockPool
 from services.engine.runner import Runner, Sampled
-from services.engine.sequence import Sequence
+from services.engine.sequence import Sequence, step_of
+from services.engine.servable import unservable
 from services.scheduling.continuous import BatchLimits, Phase, SequenceView, StepPlan, Work, decide
 
 _log = logging.getLogger(__name__)
@@ -49,6 +52,8 @@ class EngineCore:
         """In order of arrival, as the decision wants them."""
         self._by_request: dict[RequestId, list[int]] = {}
         self._steps = 0
+        self.computed: Step | None = None
+        """What the last step computed; None where that was nothing, or failed."""
 
     # ------------------------------------------------------------ commands
 
@@ -61,7 +66,7 @@ class EngineCore:
         if job.request in self._by_request:
             _log.error("request %s was submitted again while it is here", job.request)
             return
-        if (reason := self._unservable(job)) is not None:
+        if (reason := unservable(job, self._runner, self._pool.num_blocks)) is not None:
             self._emit(JobEnded(job.request, _invalid(reason)))
             return
         choices = tuple(range(job.choices)) if isinstance(job, DecodeJob) else ()
@@ -84,6 +89,12 @@ class EngineCore:
         if request in self._by_request:
             self._end(request, None)
 
+    def measure(self, step: Step, repeats: int, timed: Timed, interrupted: Callable[[], bool]) -> tuple[float, ...]:
+        """See StepMeter. Raises MeasurementRefused, too, while any job is here."""
+        if self._by_request:
+            raise MeasurementRefused(f"the instance serves {len(self._by_request)} requests; measure when it idles")
+        return StepMeter(self._runner, self._pool, timed, interrupted).seconds(step, repeats)
+
     # ------------------------------------------------------------ steps
 
     def has_work(self) -> bool:
@@ -94,6 +105,7 @@ class EngineCore:
         """Decide and perform one step; False when it changed nothing, as the next one would until a command comes."""
         plan = decide(self._views(), self._pool.num_free, self._limits)
         self._arrange(plan)
+        self.computed = None
         if plan.work:
             self._steps += 1
             self._compute(plan.work)
@@ -150,6 +162,7 @@ class EngineCore:
         except Exception as error:  # the device's own errors are of any type; the jobs of this step end with them
             self._fail([sequence for sequence, _ in batch], f"{type(error).__name__}: {error}")
             return
+        self.computed = step_of(batch)
         sampled: list[ChoiceTokens] = []
         for (sequence, count), tokens in zip(batch, results, strict=True):
             self._advance(sequence, count, tokens, sampled)
@@ -253,30 +266,9 @@ class EngineCore:
     def _of(self, request: RequestId) -> list[Sequence]:
         return [self._sequences[key] for key in self._by_request.get(request, ())]
 
-    def _unservable(self, job: Job) -> str | None:
-        output = job.max_tokens if isinstance(job, DecodeJob) else 0
-        total = len(job.prompt) + output
-        capacity = self._pool.num_blocks * self._limits.block_size
-        # The last token emitted is never computed, so it needs neither a position nor room.
-        needed = total - 1 if output else total
-        if not job.prompt:
-            return "the prompt is empty"
-        # A runner may refuse a whole step for one such token, and the other jobs of that step would end with it.
-        if strangers := [token for token in job.prompt if not 0 <= token < self._runner.vocab_size]:
-            return f"token id {strangers[0]}; this model's are in [0, {self._runner.vocab_size})"
-        if isinstance(job, DecodeJob) and (job.max_tokens < 1 or job.choices < 1):
-            return f"max_tokens {job.max_tokens} and choices {job.choices}; both must be at least 1"
-        if isinstance(job, DecodeJob) and not 0 <= job.split < len(job.prompt):
-            return f"split {job.split} is not in [0, {len(job.prompt) - 1}]"
-        if total > self._runner.context_length:
-            return f"{total} tokens (prompt and output); the model's context is {self._runner.context_length}"
-        if needed > capacity:
-            return f"{total} tokens (prompt and output); the KV memory of this instance holds {capacity}"
-        return None
-
     def load(self) -> EngineLoad:
         """What the engine holds now."""
-        waiting = queued_tokens = context_tokens = 0
+        waiting = queued_tokens = context_tokens = partial_tokens = 0
         for sequence in self._sequences.values():
             waiting += sequence.phase is Phase.WAITING
             if sequence.phase is Phase.WAITING or sequence.phase is Phase.RUNNING:
@@ -284,6 +276,7 @@ class EngineCore:
                 pending = known - sequence.computed
                 if pending > 1:
                     queued_tokens += pending
+                    partial_tokens += sequence.partial
                 elif sequence.phase is Phase.RUNNING:
                     context_tokens += known
         return EngineLoad(
@@ -294,6 +287,7 @@ class EngineCore:
             blocks_used=self._pool.num_used,
             blocks_total=self._pool.num_blocks,
             steps=self._steps,
+            partial_tokens=partial_tokens,
         )
 
     def check_integrity(self) -> None:

@@ -1,8 +1,10 @@
 """The engine's mutable record of one sequence: one choice of one job."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
+from common.costs.shape import StepShape
+from common.costs.step import Step
 from common.messages.control import FinishReason
 from services.engine.api import DecodeJob, Job, PrefillJob
 from services.engine.runner import SampleRequest, StepItem
@@ -30,6 +32,13 @@ class Sequence:
     def known(self) -> int:
         """Prompt tokens and emitted ones."""
         return len(self.job.prompt) + len(self.output)
+
+    @property
+    def partial(self) -> int:
+        """Prompt tokens computed here while there is no token yet; 0 at P."""
+        if self.output or self.phase is not Phase.RUNNING or not isinstance(self.job, DecodeJob):
+            return 0
+        return max(0, self.computed - self.job.split)
 
     def view(self, is_shared: Callable[[int], bool]) -> SequenceView:
         """What the batch decision sees."""
@@ -77,3 +86,17 @@ class Sequence:
             output=self.output,
             forbidden=self.job.stop_tokens if len(self.output) < self.job.min_tokens else (),
         )
+
+
+def step_of(batch: Collection[tuple[Sequence, int]]) -> Step:
+    """What a step costs that computes the next `count` tokens of each sequence, as they stand before it."""
+    chunk_tokens = chunk_context = decodes = decode_context = 0
+    for sequence, count in batch:
+        if count > 1:
+            chunk_tokens += count
+            chunk_context += sequence.computed
+        else:
+            decodes += 1
+            decode_context += sequence.computed
+    is_prefill = len(batch) == 1 and all(count > 1 and count == sequence.known for sequence, count in batch)
+    return Step(StepShape(chunk_tokens, chunk_context, decodes, decode_context), is_prefill)
