@@ -1,6 +1,7 @@
 """What this machine offers: cores that this process may use, and how instances share them."""
 
 import os
+import platform
 from collections.abc import Sequence
 from math import ceil
 from pathlib import Path
@@ -10,6 +11,20 @@ from common.errors import ConfigError
 
 CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 """Where Linux tells a container its share of the cores: "QUOTA PERIOD" in microseconds, or "max PERIOD"."""
+
+
+CPU_INFO = Path("/proc/cpuinfo")
+"""Where Linux describes each core."""
+
+
+def cpu_name(cpu_info: Path = CPU_INFO) -> str:
+    """The processor's name in words, as far as the system tells."""
+    try:
+        lines = cpu_info.read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
 
 
 def available_cores() -> tuple[int, ...]:

@@ -10,6 +10,7 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 _GAP_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.0)
+_RATIOS = (0.1, 0.2, 0.5, 0.67, 0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.25, 1.5, 2.0, 5.0, 10.0)
 
 
 class Metrics:
@@ -25,6 +26,12 @@ class Metrics:
         )
         self.e2e_s = Histogram(
             "pdmesh_e2e_seconds", "From a request's arrival to its end.", registry=registry, buckets=_SECONDS
+        )
+        self.prediction_ratio = Histogram(
+            "pdmesh_placement_prediction_ratio",
+            "Predicted over real time from placement to first token; of traced requests, under policies that predict.",
+            registry=registry,
+            buckets=_RATIOS,
         )
         self.queued = Gauge("pdmesh_requests_queued", "Requests that wait for a place.", registry=registry)
         self.running = Gauge("pdmesh_requests_running", "Requests placed on instances.", registry=registry)

@@ -1,13 +1,12 @@
 """What a benchmark ran on."""
 
 import platform
-from pathlib import Path
 
 import msgspec
 import psutil
 import torch
 
-from common.hardware import usable_core_count
+from common.hardware import cpu_name, usable_core_count
 
 
 class Machine(msgspec.Struct, frozen=True):
@@ -28,7 +27,7 @@ class Machine(msgspec.Struct, frozen=True):
 def this_machine() -> Machine:
     """The machine that this process runs on."""
     return Machine(
-        cpu=_cpu_name(Path("/proc/cpuinfo")),
+        cpu=cpu_name(),
         cores=usable_core_count(),
         memory_bytes=psutil.virtual_memory().total,
         load=psutil.getloadavg()[0],
@@ -37,12 +36,3 @@ def this_machine() -> Machine:
         python=platform.python_version(),
         torch=str(torch.__version__),
     )
-
-
-def _cpu_name(cpuinfo: Path) -> str:
-    try:
-        lines = cpuinfo.read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())

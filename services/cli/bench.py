@@ -1,21 +1,19 @@
 """`pdmesh bench`: progress on stderr, tables for a person, JSON for the record."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
 import msgspec
 import uvloop
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from services.bench.report import Report, Row, write_report
 from services.bench.table import rows_table
 from services.bench.transfer.cases import QUICK, WHOLE
-from services.bench.transfer.errors import BenchError
 from services.bench.transfer.run import TransferBench, run_transfer_bench
 from services.bench.transfer.stage import Heard
+from services.cli.bench_progress import bench_progress, check_writable
 from services.cli.outcome import ExitCode
 
 _TABLES: Mapping[str, Mapping[str, str]] = MappingProxyType(
@@ -84,30 +82,12 @@ def run_transfer(flags: TransferFlags) -> ExitCode:
     command = f"pdmesh bench transfer{' --peers' * flags.peers}{' --quick' * flags.quick}"
     command += f" --segment-bytes {flags.segment_bytes}"
     bench = TransferBench(command, QUICK if flags.quick else WHOLE, flags.segment_bytes, flags.peers)
-    _check_writable(flags.json)
-    with _progress(console) as on_step:
+    check_writable(flags.json)
+    with bench_progress(console) as on_step:
         report = uvloop.run(run_transfer_bench(bench, Heard(on_step, lambda note: console.print(note, markup=False))))
     write_report(report, flags.json)
     _show(report, Console())
     return ExitCode.DONE
-
-
-def _check_writable(file: Path) -> None:
-    """Better known now than in minutes."""
-    try:
-        file.open("ab").close()
-    except OSError as error:
-        raise BenchError(f"--json: the report cannot be written: {error}") from error
-
-
-@contextmanager
-def _progress(console: Console) -> Iterator[Callable[[str], None]]:
-    """A line that says what is measured now, on a terminal; nothing elsewhere."""
-    columns = (SpinnerColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
-    # Redrawn seldom: drawing takes CPU time from what is measured.
-    with Progress(*columns, console=console, refresh_per_second=1, disable=not console.is_terminal) as progress:
-        task = progress.add_task("")
-        yield lambda label: progress.update(task, description=label)
 
 
 def _show(report: Report, console: Console) -> None:

@@ -96,6 +96,87 @@ def links(
     show_links(url, as_json=as_json, console=Console())
 
 
+@app.command()
+def trace(
+    request: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="REQUEST_ID", help="As in x-request-id, or the id of an answer. Without it: the newest."
+        ),
+    ] = None,
+    url: Annotated[str, typer.Option(help="Where the gateway serves.")] = "http://127.0.0.1:8000",
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="How many of the newest.")] = 20,
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+) -> None:
+    """Explain a placement: the candidates, and predicted beside real times."""
+    from services.cli.trace import show_trace, show_traces, wide_console
+
+    if request is None:
+        show_traces(url, limit, as_json=as_json, console=wide_console())
+    else:
+        show_trace(url, request, as_json=as_json, console=wide_console())
+
+
+@app.command()
+def profile(
+    out: Annotated[Path, typer.Option(help="A .json file for one instance; a folder, for ID.json of each.")],
+    url: Annotated[str, typer.Option(help="Where the gateway serves.")] = "http://127.0.0.1:8000",
+    instance: Annotated[list[str] | None, typer.Option(help="Its id; give several times. Default: all.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw measured against fitted here, as a PNG.")] = None,
+    repeats: Annotated[int, typer.Option(min=1, max=100, help="Runs of each step; the median counts.")] = 6,
+    quick: Annotated[bool, typer.Option("--quick", help="A smaller grid, of prompts up to 512 tokens.")] = False,
+    longest: Annotated[int | None, typer.Option(min=64, help="Tokens of the longest prompt and context.")] = None,
+) -> None:
+    """Measure what the steps of running instances cost, while the mesh idles."""
+    from rich.console import Console
+
+    from services.cli.profile import ALL, ProfileFlags, run_profile
+
+    flags = ProfileFlags(url, tuple(instance or (ALL,)), out, plot, repeats, quick, longest)
+    raise typer.Exit(run_profile(flags, Console(stderr=True)))
+
+
+@app.command()
+def simulate(
+    cluster: Annotated[Path, typer.Option(help="The cluster file; docs/simulator.md.", exists=True, dir_okay=False)],
+    trace: Annotated[
+        str, typer.Option(help="A trace's path, a public one's name, or synthetic[:SHAPE].")
+    ] = "synthetic",
+    policy: Annotated[str | None, typer.Option(help="NAME[,NAME...] of systems in the file, or of policies.")] = None,
+    rate: Annotated[str | None, typer.Option(help="Requests per second: R[,R...].")] = None,
+    all_at_once: Annotated[bool, typer.Option("--all-at-once", help="All come at 0 s (the default).")] = False,
+    recorded: Annotated[bool, typer.Option("--recorded", help="At the trace's own times.")] = False,
+    requests: Annotated[int | None, typer.Option(min=1, help="Only the first so many.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of synthetic lengths and of arrivals.")] = 0,
+    cv: Annotated[float, typer.Option(help="Of the gaps at a rate: 1 Poisson, 0 even, above 1 in bursts.")] = 1.0,
+    divide: Annotated[int, typer.Option(min=1, help="Divide every length by this.")] = 1,
+    data: Annotated[Path | None, typer.Option(help="Folder of public traces; else PDMESH_DATA.")] = None,
+    json: Annotated[Path | None, typer.Option("--json", help="Write the figures here.", dir_okay=False)] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw distributions, and P99 over the rate: a PNG.")] = None,
+) -> None:
+    """Predict how a cluster serves a trace under one or more policies; runs nothing."""
+    from rich.console import Console
+
+    from services.cli.simulate import SimulateFlags, run_simulate
+
+    flags = SimulateFlags(
+        cluster=cluster,
+        trace=trace,
+        policy=policy,
+        rate=rate,
+        all_at_once=all_at_once,
+        recorded=recorded,
+        requests=requests,
+        seed=seed,
+        cv=cv,
+        divide=divide,
+        data=data,
+        json=json,
+        plot=plot,
+    )
+    raise typer.Exit(run_simulate(flags, _environ(), Console(), Console(stderr=True)))
+
+
 @model_app.command("fetch")
 def model_fetch(
     name: Annotated[str | None, typer.Argument(help="Without it: the model of the configuration.")] = None,
@@ -128,6 +209,43 @@ def bench_transfer(
     from services.cli.bench import TransferFlags, run_transfer
 
     raise typer.Exit(run_transfer(TransferFlags(json, peers, quick, segment_bytes)))
+
+
+@bench_app.command("policies")
+def bench_policies(
+    json: Annotated[Path, typer.Option("--json", help="Where to write the report.", dir_okay=False)],
+    simulated: Annotated[bool, typer.Option("--simulated", help="The Cronus paper's table, in the simulator.")] = False,
+    ablations: Annotated[bool, typer.Option("--ablations", help="Each choice varied, in the simulator.")] = False,
+    real: Annotated[bool, typer.Option("--real", help="Meshes of processes on two cores of this machine.")] = False,
+    data: Annotated[Path | None, typer.Option(help="Folder of public traces; default: $PDMESH_DATA.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="To see that it runs; not for figures.")] = False,
+    model: Annotated[str, typer.Option(help="With --real.")] = "smollm2",
+    requests: Annotated[int, typer.Option(min=2, help="With --real: requests of each run.")] = 96,
+    rounds: Annotated[int, typer.Option(min=1, help="With --real: interleaved repeats.")] = 5,
+    slowdown: Annotated[float, typer.Option(min=1, help="With --real: of the slow device.")] = 3.0,
+    profiles: Annotated[
+        Path | None, typer.Option(help="With --real: a folder with high.json and low.json, in place of measuring.")
+    ] = None,
+) -> None:
+    """Compare Cronus with data parallelism, pipeline parallelism and disaggregation, tuned alike."""
+    from common.errors import ConfigError
+    from services.cli.bench_policies import ABLATIONS, REAL, SIMULATED, PoliciesFlags, run_policies
+
+    kinds = [name for name, chosen in ((SIMULATED, simulated), (ABLATIONS, ablations), (REAL, real)) if chosen]
+    if len(kinds) != 1:
+        raise ConfigError("give one of --simulated, --ablations and --real")
+    flags = PoliciesFlags(
+        kind=kinds[0],
+        json=json,
+        data=data,
+        quick=quick,
+        model=model,
+        requests=requests,
+        rounds=rounds,
+        slowdown=slowdown,
+        profiles=profiles,
+    )
+    raise typer.Exit(run_policies(flags, _environ()))
 
 
 def _environ() -> dict[str, str]:

@@ -68,7 +68,8 @@ class Runner(ABC):
     def run(
         self, items: Sequence[StepItem], on_layer: Callable[[int], None] | None = None
     ) -> list[tuple[Sampled, ...]]:
-        """One forward over all items. Returns, for each item, one Sampled per choice asked for (else empty).
+        """One forward over all items. Returns, for each item, one Sampled per choice asked for (else empty), and
+        only when everything is computed, so that its time is the step's.
 
         `on_layer(layer)` is called, in layer order, as soon as the KV that this step writes in `layer` can be read
         by another thread; it must be cheap.

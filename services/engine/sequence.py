@@ -89,7 +89,7 @@ class Sequence:
 
 
 def step_of(batch: Collection[tuple[Sequence, int]]) -> Step:
-    """What a step costs that computes the next `count` tokens of each sequence, as they stand before it."""
+    """What a step computes that advances each sequence by `count` tokens from where it stands."""
     chunk_tokens = chunk_context = decodes = decode_context = 0
     for sequence, count in batch:
         if count > 1:
@@ -98,5 +98,7 @@ def step_of(batch: Collection[tuple[Sequence, int]]) -> Step:
         else:
             decodes += 1
             decode_context += sequence.computed
-    is_prefill = len(batch) == 1 and all(count > 1 and count == sequence.known for sequence, count in batch)
+    is_prefill = len(batch) == 1 and all(
+        isinstance(sequence.job, PrefillJob) and count > 1 and count == sequence.known for sequence, count in batch
+    )
     return Step(StepShape(chunk_tokens, chunk_context, decodes, decode_context), is_prefill)

@@ -6,15 +6,20 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from common.clock import Clock
+from common.costs.models import InstanceCosts
+from common.costs.step import Step
 from common.errors import PdmeshError
 from common.ids import RequestId
 from services.engine.api import EngineEvent, EngineLoad, Job
 from services.engine.core import EngineCore
+from services.engine.measure import MeasurementRefused
 from services.engine.runner import Runner
+from services.engine.slowdown import Slowdown
 from services.scheduling.continuous import BatchLimits
+from services.scheduling.correction import Correction
 
 _log = logging.getLogger(__name__)
 
@@ -39,12 +44,16 @@ class EngineThread:
         clock: Clock,
         *,
         slowdown: float = 1.0,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._build = build
         self._limits = limits
         self._on_event = on_event
         self._clock = clock
-        self._slowdown = slowdown
+        self._slowdown = Slowdown(slowdown, clock, sleep)
+        self._costs: InstanceCosts | None = None
+        self._correction = Correction()
+        self._is_measuring = False
         self._inbox: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._main, name="engine", daemon=True)
         self._load = EngineLoad(0, 0, 0, 0, 0, 0, 0)
@@ -81,21 +90,55 @@ class EngineThread:
         """What the engine held after its last step or command."""
         return self._load
 
+    def use_costs(self, costs: InstanceCosts) -> None:
+        """From now on compare every step with what it should take by `costs`: see `cost_factor`."""
+
+        def use(_: EngineCore) -> None:
+            self._costs, self._correction = costs, Correction()
+
+        self._inbox.put(use)
+
+    @property
+    def cost_factor(self) -> float:
+        """Step times lately over those predicted; 1 where no costs are known."""
+        return self._correction.factor
+
+    async def measure(self, step: Step, repeats: int) -> tuple[float, ...]:
+        """The seconds of each of `repeats` runs of `step`, the emulated slowdown included.
+
+        Runs between two steps. Raises MeasurementRefused where a job is here or comes meanwhile, or where the step
+        does not fit; or what broke the engine.
+        """
+        if self._is_measuring:
+            # Each would interrupt the other, and neither come to an end.
+            raise MeasurementRefused("the instance measures for somebody else; measure again when it has ended")
+        self._is_measuring = True
+        try:
+            return await self._ask(lambda core: core.measure(step, repeats, self._slowdown.run, self._has_commands))
+        finally:
+            self._is_measuring = False
+
     async def check_integrity(self) -> None:
         """Raise BlockError unless every block is accounted for, or what broke the engine; runs between two steps."""
-        done: asyncio.Future[None] = self._loop.create_future()
+        await self._ask(lambda core: core.check_integrity())
 
-        def check(core: EngineCore) -> None:
+    async def _ask(self, question: Callable[[EngineCore], T]) -> T:
+        done: asyncio.Future[T] = self._loop.create_future()
+
+        def answer(core: EngineCore) -> None:
             try:
-                core.check_integrity()
+                result = question(core)
             except PdmeshError as error:
                 self._to_loop(_fail, done, error)
             else:
-                self._to_loop(_resolve, done, None)
+                self._to_loop(_resolve, done, result)
 
-        self._inbox.put(check)
-        await asyncio.wait({done, self.failed}, return_when=asyncio.FIRST_COMPLETED)
-        (done if done.done() else self.failed).result()
+        self._inbox.put(answer)
+        waiters: set[asyncio.Future[Any]] = {done, self.failed}
+        await asyncio.wait(waiters, return_when=asyncio.FIRST_COMPLETED)
+        if not done.done():
+            self.failed.result()
+        return done.result()
 
     # ------------------------------------------------------------ the engine's thread
 
@@ -131,13 +174,23 @@ class EngineThread:
         return True
 
     def _step(self, core: EngineCore) -> None:
-        started = self._clock.now()
-        self._is_stuck = not core.step()
-        if self._slowdown > 1.0 and not self._is_stuck:
-            time.sleep((self._slowdown - 1.0) * (self._clock.now() - started))
+        seconds = self._slowdown.run(lambda: self._compute(core))
+        if not self._is_stuck:
+            self._observe(core.computed, seconds)
         self._load = core.load()
 
+    def _compute(self, core: EngineCore) -> None:
+        self._is_stuck = not core.step()
+
+    def _observe(self, step: Step | None, seconds: float) -> None:
+        if step is not None and self._costs is not None:
+            self._correction = self._correction.observe(step.seconds(self._costs), seconds)
+
+    def _has_commands(self) -> bool:
+        return not self._inbox.empty()
+
     def _emit(self, event: EngineEvent) -> None:
+        self._slowdown.catch_up()
         self._to_loop(self._deliver, event)
 
     def _deliver(self, event: EngineEvent) -> None:

@@ -46,6 +46,9 @@ class TorchRunner(Runner):
         with torch.inference_mode():
             logits = self._forward(items, on_layer)
             requests = [item.sample for item in items if item.sample is not None]
+            if not requests and self.kv.device.type != "cpu":
+                # Sampling waits for the device. Without it a step would be timed, and its errors seen, in the next one.
+                torch.accelerator.current_stream(self.kv.device).synchronize()
             sampled = iter(self._sampler.sample(logits, requests) if requests else ())
         return [() if item.sample is None else next(sampled) for item in items]
 

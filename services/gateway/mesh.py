@@ -9,6 +9,7 @@ from typing import assert_never
 
 from common.bus.server import BusServer
 from common.clock import Clock
+from common.costs.step import Step
 from common.errors import Failure, FailureKind
 from common.ids import InstanceId, RequestId, TransferId
 from common.messages.control import (
@@ -20,12 +21,17 @@ from common.messages.control import (
     LinkMeasured,
     PrefillReleased,
     Register,
+    StepMeasured,
     TokensEmitted,
     ToWorker,
 )
+from common.messages.operator import InstanceInfo
 from common.tasks import TaskScope
+from services.gateway.measurements import Measurements
 from services.gateway.metering import WorkerMeter
+from services.gateway.roster import Roster
 from services.gateway.stream import Failed, GenerationRequest, Placed, StreamEvent
+from services.gateway.traces import Traces
 from services.scheduling.lifecycle import Lifecycle
 from services.scheduling.lifecycle_events import (
     Arrived,
@@ -103,6 +109,7 @@ class MeshShell:
         bus: BusServer[FromWorker, ToWorker],
         clock: Clock,
         meter: WorkerMeter,
+        traces: Traces,
         *,
         deadline_s: float,
     ) -> None:
@@ -111,7 +118,10 @@ class MeshShell:
         self._bus = bus
         self._clock = clock
         self._meter = meter
+        self._traces = traces
         self._links = Links()
+        self._roster = Roster()
+        self._measurements = Measurements(self._send)
         self._deadline_s = deadline_s
         self._streams: dict[RequestId, _Stream] = {}
         self._tasks = TaskScope("mesh")
@@ -147,6 +157,7 @@ class MeshShell:
             min_tokens=request.min_tokens,
             split=request.split,
         )
+        self._traces.arrived(request)
         transfer = TransferId(f"{request.request}:{secrets.token_hex(4)}")
         self._handle(Arrived(now, spec, transfer, secrets.token_bytes(16)))
         return stream
@@ -177,12 +188,21 @@ class MeshShell:
         """The measured links between instances."""
         return self._links.table()
 
+    def instances(self) -> tuple[InstanceInfo, ...]:
+        """Every member: what it registered, and what it held last."""
+        return self._roster.instances()
+
+    async def measure(self, instance: InstanceId, step: Step, repeats: int) -> StepMeasured | None:
+        """Let a member measure a step; None where it was lost meanwhile."""
+        return await self._measurements.measure(instance, step, repeats)
+
     # ------------------------------------------------------------ events in
 
     async def _receive(self) -> None:
         while True:
             peer, message = await self._bus.receive()
             self._meter.heard(message)
+            self._traces.heard(message)
             self._hear(peer, message)
 
     def _hear(self, peer: bytes, message: FromWorker) -> None:
@@ -191,6 +211,8 @@ class MeshShell:
                 self._handle(MessageReceived(self._clock.now(), peer, message))
             case LinkMeasured():
                 self._link_measured(message)
+            case StepMeasured():
+                self._measurements.measured(message)
             case TokensEmitted() | PrefillReleased() | KVLanded() | JobFailed():
                 self._handle(message)
             case _:
@@ -251,8 +273,10 @@ class MeshShell:
             case Send(instance, message):
                 self._send(instance, message)
             case Place(request, placement):
+                self._traces.placed(request, placement)
                 self._put(request, Placed(placement))
             case Deliver(tokens):
+                self._traces.delivered(tokens)
                 self._put(tokens.request, tokens)
             case Finish(request):
                 self._pop(request)
@@ -262,6 +286,7 @@ class MeshShell:
                 self._bus.send(peer, message)
             case MemberJoined(member):
                 _log.info("%s instance %s joined", member.role, member.instance)
+                self._roster.heard(effect)
                 self._handle(effect)
                 for meet in self._links.joined(effect):
                     self._send(meet.instance, meet.message)
@@ -269,9 +294,12 @@ class MeshShell:
                 _log.log(_LOSS_LEVELS[reason], "instance %s is lost: %s", instance, reason)
                 self._meter.lost(instance)
                 self._links.lost(effect)
+                self._roster.heard(effect)
+                self._measurements.lost(instance)
                 self._handle(effect)
             case LoadReported():
                 self._meter.load_reported(effect)
+                self._roster.heard(effect)
                 self._handle(effect)
             case _:
                 assert_never(effect)

@@ -58,6 +58,43 @@ class SilentObserver:
         """See Observer."""
 
 
+class Observers:
+    """Tells each of several, in their order."""
+
+    def __init__(self, *observers: Observer) -> None:
+        self._observers = observers
+
+    def refused(self, endpoint: str, status: int) -> None:
+        """See Observer."""
+        for observer in self._observers:
+            observer.refused(endpoint, status)
+
+    def request_started(self, request: RequestId, endpoint: str, prompt_tokens: int) -> None:
+        """See Observer."""
+        for observer in self._observers:
+            observer.request_started(request, endpoint, prompt_tokens)
+
+    def first_token(self, request: RequestId, seconds: float) -> None:
+        """See Observer."""
+        for observer in self._observers:
+            observer.first_token(request, seconds)
+
+    def token(self, request: RequestId, count: int, gap_s: float | None) -> None:
+        """See Observer."""
+        for observer in self._observers:
+            observer.token(request, count, gap_s)
+
+    def finished(self, request: RequestId, usage: Usage, seconds: float) -> None:
+        """See Observer."""
+        for observer in self._observers:
+            observer.finished(request, usage, seconds)
+
+    def failed(self, request: RequestId, failure: Failure, seconds: float) -> None:
+        """See Observer."""
+        for observer in self._observers:
+            observer.failed(request, failure, seconds)
+
+
 class RequestWatch:
     """Times one request and tells the observer, each thing once."""
 

@@ -21,11 +21,15 @@ from common.metrics import CONTENT_TYPE, Metrics
 from common.signals import stop_on_signals
 from services.gateway.app import build_app, build_runner
 from services.gateway.completions import ApiSettings, Minted, ModelCard
+from services.gateway.instances import InstanceRoutes
 from services.gateway.mesh import MeshShell
 from services.gateway.metering import MeteringObserver, WorkerMeter
 from services.gateway.model_facts import context_length_of
+from services.gateway.observer import Observers
 from services.gateway.responses import json_response
 from services.gateway.text_lane import TextLane
+from services.gateway.trace_routes import TraceRoutes
+from services.gateway.traces import Traces
 from services.scheduling.lifecycle import Lifecycle, Limits
 from services.scheduling.membership import Membership
 from services.scheduling.policies import load_policy
@@ -58,6 +62,8 @@ class GatewayService:
         )
         self._bus = BusServer(gateway.control, from_worker_codec(), to_worker_codec(), drops=drops)
         self.control = await self._bus.start()
+        on_ratio = self.metrics.prediction_ratio.observe
+        self.traces = Traces(gateway.traces, self._config.policy, self._clock, on_ratio)
         limits = Limits(queue=gateway.queue, prefill_slots=gateway.prefill_slots)
         self.mesh = MeshShell(
             Lifecycle(limits, load_policy(self._config.policy, self._config.split)),
@@ -65,6 +71,7 @@ class GatewayService:
             self._bus,
             self._clock,
             WorkerMeter(self.metrics),
+            self.traces,
             deadline_s=gateway.deadline_s,
         )
         await self.mesh.start()
@@ -86,10 +93,11 @@ class GatewayService:
             ),
             self._clock,
             _mint,
-            MeteringObserver(self.metrics),
+            Observers(MeteringObserver(self.metrics), self.traces),
         )
         app.router.add_get("/metrics", self._show_metrics)
         app.router.add_get("/links", self._show_links)
+        app.add_routes([*InstanceRoutes(self.mesh).routes(), *TraceRoutes(self.traces).routes()])
         self._http = build_runner(app)
         await self._http.setup()
         host, port = parse_http(gateway.http)

@@ -18,6 +18,7 @@ from common.messages.control import (
     HeartbeatAck,
     JobFailed,
     Load,
+    MeasureStep,
     MeetPrefill,
     PrefillReleased,
     Rejected,
@@ -37,6 +38,7 @@ from services.engine.api import (
     PrefillJob,
     TokensSampled,
 )
+from services.engine.measuring import answer_measure
 from services.engine.thread import EngineThread
 from transfer.errors import TransferError
 from transfer.offer import Offer
@@ -93,6 +95,8 @@ class PrefillJobs:
                 self.abort(request)
             case Drain():
                 self.is_draining = True
+            case MeasureStep():
+                self._tasks.start(self._measure(message, self.generation), f"measure:{message.measure}")
             case RunDecode() | MeetPrefill() | Welcome() | HeartbeatAck() | Rejected():
                 _log.error("a prefill instance was sent a %s", type(message).__name__)
             case _:
@@ -107,6 +111,9 @@ class PrefillJobs:
         self._jobs[request] = _Job(message, self._clock.now() + message.deadline_s)
         self._faults.reach(FaultPoint.PREFILL_ACCEPTED)
         self._engine.submit(PrefillJob(request, message.prompt))
+
+    async def _measure(self, order: MeasureStep, generation: Generation) -> None:
+        self._send(await answer_measure(order, self._engine, self._instance, generation))
 
     def abort(self, request: RequestId) -> None:
         """Drop the job, wherever it stands; its blocks are freed once nobody reads them."""
@@ -209,6 +216,7 @@ class PrefillJobs:
             tasks=len(self._tasks) + transfer.tasks,
             steps=engine.steps,
             clamped_elements=self._source.clamped_elements,
+            cost_factor=self._engine.cost_factor,
             draining=self.is_draining,
         )
 

@@ -12,6 +12,8 @@ from common.ids import Generation
 from common.messages.control import Register, Role
 from common.signals import stop_on_signals
 from services.engine.build import build_instance_runner, prefill_limits, prepare_process
+from services.engine.costs import costs_at_start
+from services.engine.facts import device_facts
 from services.engine.runner import Runner
 from services.engine.thread import EngineThread
 from services.engine.worker import Worker
@@ -38,17 +40,19 @@ class PrefillService:
         self._instance = instance
         self._backends = backends
         self._clock = clock
+        self._limits = prefill_limits(instance)
         self.engine = EngineThread(
             build,
-            prefill_limits(instance),
+            self._limits,
             lambda event: self.jobs.on_event(event),
             clock,
             slowdown=instance.emulate.slowdown,
         )
 
     async def start(self) -> None:
-        """Load the model and open the data port. Raises ModelError or ConfigError."""
+        """Load the model, know its costs and open the data port. Raises ModelError or ConfigError."""
         runner = self._runner = await self.engine.start()
+        self._costs = await costs_at_start(self._instance, self._limits, self.engine, runner)
         memory = PagedMemory.apart(runner.layout, runner.kv.keys, runner.kv.values)
         limits = TransferLimits.of(self._config.transfer)
         self.source = KVSource(memory, Generation(0), limits, self._clock, self._backends)
@@ -89,6 +93,9 @@ class PrefillService:
             context_length=self._runner.context_length,
             kv_capacity_tokens=self._runner.num_blocks * self._runner.layout.block_size,
             max_batch=self._instance.max_batch,
+            budget=self._instance.prefill_chunk,
+            costs=self._costs,
+            device=device_facts(self._instance, self._runner.layout),
         )
 
 

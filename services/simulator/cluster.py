@@ -7,6 +7,7 @@ from common.kv.intervals import Interval
 from common.kv.layout import KVDType, KVLayout, KVOrder
 from common.messages.control import Role
 from services.simulator.links import LinkSpec
+from services.simulator.pipeline_line import PipelineSpec
 from services.simulator.timing import StepTimer
 
 
@@ -24,6 +25,8 @@ class SimulatedInstance(msgspec.Struct, frozen=True):
     max_batch: int = 256
     block_size: int = 16
     weight: float | None = None
+    pipeline: PipelineSpec | None = None
+    """Decode only: its layers are split among devices, of which `timer` is the first; `budget` is of a micro-batch."""
 
 
 class Cluster(msgspec.Struct, frozen=True):

@@ -4,8 +4,9 @@ import math
 from collections import defaultdict
 
 _BINS_PER_E = 2000
-"""Bins per factor of e: a quantile is right to one part in about 4,000."""
-_SAME = 1.0 + 0.5 / _BINS_PER_E
+"""Bins per factor of e: a gap is right to one part in 4,000."""
+_SAME = 1.0 + 0.2 / _BINS_PER_E
+"""Gaps of a run that differ by less are put into one bin: another part in 20,000."""
 
 
 class GapHistogram:

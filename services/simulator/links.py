@@ -19,15 +19,20 @@ class SimulatedLink:
         """Seconds in which it was occupied: never more than have passed."""
         self._free_at = 0.0
 
-    def transfer(self, num_bytes: int, ready_from: float, ready_at: float, last_piece: int) -> float:
-        """When `num_bytes` have arrived that become ready evenly between `ready_from` and `ready_at`.
+    def transfer(self, num_bytes: int, first_at: float, last_at: float, last_bytes: int) -> float:
+        """When `num_bytes` have arrived, sent in pieces of which the first may go at `first_at`, the last at `last_at`.
 
-        The last `last_piece` bytes are ready at `ready_at`: a transfer that keeps up with the computing ends so much
-        after it.  The link is then taken to be busy for the whole of num_bytes / bandwidth without a break.
+        The wire carries one piece after another, each once it is ready and the one before is through.  So the end is
+        the latest, over the pieces, of "ready, then this and all later ones without a pause".  Where they become ready
+        evenly, or ever more slowly (later chunks have longer contexts), the first or the last piece decides; with a
+        last chunk shorter than the others, to within one piece.
+
+        A transfer has the link to itself from its first piece to its last, the pauses between them included: what
+        becomes ready meanwhile waits.
         """
         seconds = num_bytes / self.spec.bytes_per_s
-        begins = max(self._free_at, ready_from)
-        ends = max(begins + seconds, ready_at + last_piece / self.spec.bytes_per_s)
+        begins = max(self._free_at, first_at)
+        ends = max(begins + seconds, last_at + last_bytes / self.spec.bytes_per_s)
         self._free_at = ends
         self.busy_s += seconds
         return ends + self.spec.latency_s

@@ -1,6 +1,6 @@
 """What happened to each request of a simulation."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from common.ids import InstanceId
 
@@ -21,25 +21,3 @@ class RequestRecord:
     handed_over_at: float | None = None
     first_token_at: float | None = None
     finished_at: float | None = None
-    failure: str | None = None
-
-
-@dataclass(slots=True)
-class HandoffRecord:
-    """One hand-off while it lasts."""
-
-    prefill: InstanceId
-    tokens: int
-    computing_from: float = 0.0
-    computed_at: float | None = None
-    reserved_at: float | None = None
-    """When D had room for it."""
-
-
-@dataclass(slots=True)
-class Records:
-    """Everything that a report is made of."""
-
-    requests: list[RequestRecord] = field(default_factory=list)
-    handoffs: dict[int, HandoffRecord] = field(default_factory=dict)
-    """Those in progress, by number of the request."""

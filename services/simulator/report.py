@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import msgspec
 import numpy as np
 
+from common.ids import InstanceId
 from common.messages.control import Role
 from services.simulator.gaps import GapHistogram
 from services.simulator.records import RequestRecord
@@ -40,8 +41,8 @@ class InstanceUse(msgspec.Struct, frozen=True):
 
 
 class Report(msgspec.Struct, frozen=True):
-    """One run. TTFT is from arrival to first token; TBT is over all gaps between tokens of one request; TPOT is the mean
-    gap of each request; throughput is over the makespan, from the first arrival to the last token.
+    """One run. TTFT is from arrival to first token; TBT is over all gaps between tokens of one request; TPOT is the
+    mean gap of each request; throughput is over the makespan, from the first arrival to the last token.
     """
 
     policy: str
@@ -61,6 +62,10 @@ class Report(msgspec.Struct, frozen=True):
     mean_prediction_error: float | None
     """|predicted - simulated| / simulated of the time from placing to first token, a mean; None: nothing predicted."""
     instances: tuple[InstanceUse, ...]
+    ttft_curve: tuple[tuple[float, float], ...] = ()
+    """(seconds, share of the requests whose first token took no longer), at up to 200 places."""
+    tbt_curve: tuple[tuple[float, float], ...] = ()
+    """The same of the gaps between tokens."""
 
 
 def make_report(
@@ -95,7 +100,9 @@ def make_report(
         tpot=spread_of(tpot),
         split_share=float((splits / prompts).mean()),
         mean_prediction_error=_prediction_error(records),
-        instances=tuple(_use(worker, records, makespan) for worker in workers),
+        instances=_uses(workers, records, makespan),
+        ttft_curve=curve_of(first - arrived),
+        tbt_curve=tuple(gaps.cumulative()),
     )
 
 
@@ -105,6 +112,14 @@ def spread_of(values: "np.typing.NDArray[np.float64]") -> Spread:
         return Spread(0.0, 0.0, 0.0, 0.0, 0.0)
     p50, p90, p99 = (float(value) for value in np.quantile(values, (0.5, 0.9, 0.99)))
     return Spread(float(values.mean()), p50, p90, p99, float(values.max()))
+
+
+def curve_of(values: "np.typing.NDArray[np.float64]", points: int = 200) -> tuple[tuple[float, float], ...]:
+    """(value, share of the values not above it) at up to `points` places, the largest value among them."""
+    count = len(values)
+    places = np.unique(np.linspace(0, count - 1, min(points, count)).round().astype(int))
+    ordered = np.sort(values)
+    return tuple((float(ordered[place]), (int(place) + 1) / count) for place in places)
 
 
 def _prediction_error(records: Sequence[RequestRecord]) -> float | None:
@@ -119,19 +134,28 @@ def _prediction_error(records: Sequence[RequestRecord]) -> float | None:
     return float(np.mean(errors)) if errors else None
 
 
-def _use(worker: SimulatedWorker, records: Sequence[RequestRecord], makespan: float) -> InstanceUse:
+def _uses(
+    workers: Sequence[SimulatedWorker], records: Sequence[RequestRecord], makespan: float
+) -> tuple[InstanceUse, ...]:
+    finishes: dict[InstanceId, list[float]] = {worker.name: [] for worker in workers}
+    for record in records:
+        for name in (record.prefill, record.decode):
+            if name is not None and record.finished_at is not None:
+                finishes[name].append(record.finished_at)
+    return tuple(_use(worker, finishes[worker.name], makespan) for worker in workers)
+
+
+def _use(worker: SimulatedWorker, finishes: list[float], makespan: float) -> InstanceUse:
     counters = worker.engine.counters
-    is_prefill = isinstance(worker, SimulatedPrefill)
-    mine = [record for record in records if worker.name == (record.prefill if is_prefill else record.decode)]
     return InstanceUse(
         name=worker.name,
         role=worker.spec.role,
-        requests=len(mine),
+        requests=len(finishes),
         busy=counters.busy_s / makespan,
         steps=counters.steps,
         prompt_tokens=counters.prompt_tokens,
         output_tokens=counters.output_tokens,
         preemptions=counters.preemptions,
-        last_finish_s=max((record.finished_at or 0.0 for record in mine), default=0.0),
+        last_finish_s=max(finishes, default=0.0),
         link_busy=worker.link.busy_s / makespan if isinstance(worker, SimulatedPrefill) else 0.0,
     )

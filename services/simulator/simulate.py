@@ -1,5 +1,7 @@
 """The one function behind every simulated figure."""
 
+from collections.abc import Callable
+
 from services.scheduling.routing import PlacementPolicy
 from services.simulator.cluster import Cluster
 from services.simulator.report import Report, make_report
@@ -16,13 +18,21 @@ def simulate(
     prefill_slots: int = 2,
     decode_batches: int = 2,
     checked: bool = False,
+    on_progress: Callable[[float], None] | None = None,
 ) -> Report:
     """Serve `workload` on `cluster` under `policy`; pure: the same arguments give the same report.
 
-    `checked` verifies the books of every engine at every step. Raises SimulationError.
+    `checked` verifies the books of every engine at every step. `on_progress` hears, at most 100 times, the share of the
+    requests that have ended. Raises SimulationError.
     """
     simulation = Simulation(
-        cluster, policy, workload, prefill_slots=prefill_slots, decode_batches=decode_batches, checked=checked
+        cluster,
+        policy,
+        workload,
+        prefill_slots=prefill_slots,
+        decode_batches=decode_batches,
+        checked=checked,
+        on_progress=on_progress,
     )
     simulation.run()
     return make_report(

@@ -1,10 +1,11 @@
 """The discrete-event loop: the gateway's own life cycle, simulated engines and links, one clock.
 
-Events at equal times are handled in the order of `Order`: what ends comes before what begins, so that a slot freed at
-some moment can be taken at that moment; among equals, first scheduled, first handled.  Messages take no time.
+Events at equal times are handled in the order of `Order`; among equals, first scheduled, first handled.  Messages take
+no time: what follows from an event happens before the next event.
 """
 
 import heapq
+from collections.abc import Callable
 from enum import IntEnum
 from typing import cast
 
@@ -27,22 +28,28 @@ from services.simulator.workload.requests import Workload
 GENERATION = Generation(1)
 _GREEDY = SamplingParams()
 _NEVER = float("inf")
+_PROGRESS_CALLS = 100
 
 
 class Order(IntEnum):
-    """What is handled first among events at one time."""
+    """What is handled first among events at one time: engines last.
 
-    STEP = 0
-    """A step of an engine ends."""
-    LANDED = 1
+    So a command that comes at the very end of a step is taken there, whether that step is one by itself or one of a run
+    that the engine makes in one go, and requests that come together are in one step.
+    """
+
+    LANDED = 0
     """A hand-off ends."""
-    ARRIVAL = 2
+    ARRIVAL = 1
     """A request arrives."""
+    STEP = 2
+    """An engine ends a step, if it is in one, takes its commands and begins the next."""
 
 
 class Simulation:
     """One run. `run` serves the whole workload; the records and the workers then hold what happened.
 
+    `on_progress` hears the share of the requests that have ended, 1 at last, in at most 100 calls.
     Raises SimulationError where a request can never be served, or the books do not balance at the end.
     """
 
@@ -55,6 +62,7 @@ class Simulation:
         prefill_slots: int = 2,
         decode_batches: int = 2,
         checked: bool = False,
+        on_progress: Callable[[float], None] | None = None,
     ) -> None:
         self.cluster = cluster
         self.records = [
@@ -71,6 +79,9 @@ class Simulation:
         self.workers = {spec.name: self._worker(spec) for spec in cluster.instances}
         self._next_arrival = 0
         self._ended = 0
+        self._on_progress = on_progress
+        self._stride = -(-len(self.records) // _PROGRESS_CALLS)
+        self._tell_at = self._stride
 
     def run(self) -> None:
         """Serve every request of the workload to its end."""
@@ -123,7 +134,7 @@ class Simulation:
             endpoints=(),
             layout=self.cluster.layout(spec),
             context_length=1 << 40,
-            kv_capacity_tokens=spec.kv_tokens,
+            kv_capacity_tokens=spec.kv_tokens // spec.block_size * spec.block_size,
             max_batch=spec.max_batch,
             budget=spec.budget,
             costs=spec.costs,
@@ -153,15 +164,12 @@ class Simulation:
 
     def _land(self, key: int) -> None:
         record = self.records[key]
-        assert record.prefill is not None and record.decode is not None
-        prefill, decode = self.workers[record.prefill], self.workers[record.decode]
-        assert isinstance(prefill, SimulatedPrefill) and isinstance(decode, SimulatedDecode)
+        prefill, decode = self._pair(record)
         record.handed_over_at = self.now
         self._handle(decode.landed(key, self.now))
-        self._advance(decode)
-        if prefill.taken(key, self.now):
-            self._advance(prefill)
-            self._handle(prefill.released(key))
+        prefill.taken(key, self.now)
+        self._schedule(decode)
+        self._schedule(prefill)
 
     def _advance(self, worker: SimulatedWorker) -> None:
         """Let a worker do what is due, and hear what comes of it."""
@@ -172,23 +180,40 @@ class Simulation:
         for key, at in report.finished:
             self.records[key].finished_at = at
             self._ended += 1
+        if self._ended >= self._tell_at:
+            self._tell()
         for key in report.ready:
             self._try_transfer(key)
+        for released in report.released:
+            self._handle(released)
         if report.refused:
             key, reason = report.refused[0]
             raise SimulationError(f"request {key} can never be served by {worker.spec.name!r}: {reason}")
         if report.message is not None:
             self._handle(report.message)
 
-    def _try_transfer(self, key: int) -> None:
-        record = self.records[key]
-        assert record.prefill is not None and record.decode is not None
+    def _tell(self) -> None:
+        """Of the progress; and note when to do so again."""
+        requests = len(self.records)
+        if self._on_progress is not None:
+            self._on_progress(self._ended / requests)
+        self._tell_at = min(self._ended + self._stride, requests) if self._ended < requests else requests + 1
+
+    def _pair(self, record: RequestRecord) -> tuple[SimulatedPrefill, SimulatedDecode]:
+        """P and D of a request with a split."""
+        assert record.prefill is not None
+        assert record.decode is not None
         prefill, decode = self.workers[record.prefill], self.workers[record.decode]
-        assert isinstance(prefill, SimulatedPrefill) and isinstance(decode, SimulatedDecode)
+        assert isinstance(prefill, SimulatedPrefill)
+        assert isinstance(decode, SimulatedDecode)
+        return prefill, decode
+
+    def _try_transfer(self, key: int) -> None:
+        prefill, decode = self._pair(self.records[key])
         reserved_at = decode.reserved_at(key)
         if reserved_at is None or not prefill.is_computed(key):
             return
-        self._push(prefill.send(key, reserved_at, self.now), Order.LANDED, key=key)
+        self._push(prefill.send(key, reserved_at), Order.LANDED, key=key)
 
     # ------------------------------------------------------------ the gateway
 

@@ -29,6 +29,7 @@ from services.simulator.engine_events import (
     SimulationError,
 )
 from services.simulator.links import SimulatedLink
+from services.simulator.pipeline import PipelineEngine
 
 _GENERATION = Generation(1)
 _NEVER = float("inf")
@@ -46,6 +47,7 @@ class WorkerReport:
     ready: list[int] = field(default_factory=list)
     """Hand-offs of which this side is ready."""
     refused: list[tuple[int, str]] = field(default_factory=list)
+    released: list[PrefillReleased] = field(default_factory=list)
     message: TokensEmitted | None = None
 
 
@@ -59,15 +61,14 @@ class SimulatedWorker:
         self.name = InstanceId(spec.name)
         self.cluster = cluster
         self.wakes_at = _NEVER
-        blocks = spec.kv_tokens // spec.block_size
-        self.engine = SimulatedEngine(limits, blocks, spec.timer, gaps=gaps, checked=checked)
+        self.engine = _engine(spec, limits, gaps, checked=checked)
 
     def run(self, message: RunPrefill | RunDecode, now: float) -> None:
         """A job from the gateway."""
         raise NotImplementedError
 
     def advance(self, now: float) -> WorkerReport:
-        """Do what is due at `now`."""
+        """Do what is due at `now`, which is when the engine's next event is."""
         raise NotImplementedError
 
     def check_end(self, now: float) -> None:
@@ -77,11 +78,23 @@ class SimulatedWorker:
             raise SimulationError(f"instance {self.name!r} still holds something after the last request: {load}")
 
 
+def _engine(
+    spec: SimulatedInstance, limits: BatchLimits, gaps: GapRecorder, *, checked: bool
+) -> SimulatedEngine | PipelineEngine:
+    blocks = spec.kv_tokens // spec.block_size
+    if spec.pipeline is not None:
+        return PipelineEngine(limits, blocks, spec.timer, spec.pipeline, gaps=gaps, checked=checked)
+    return SimulatedEngine(limits, blocks, spec.timer, gaps=gaps, checked=checked)
+
+
 @dataclass(slots=True)
 class _Offer:
     tokens: int
     state: ownership.Handoff = field(default_factory=ownership.Handoff)
-    began: float | None = None
+    first_at: float = 0.0
+    """When the first layer of the first chunk was computed."""
+    last_tokens: int = 0
+    """Tokens of the last chunk computed."""
     computed_at: float | None = None
 
 
@@ -95,6 +108,8 @@ class SimulatedPrefill(SimulatedWorker):
         super().__init__(spec, cluster, gaps, limits, checked=checked)
         self.link = SimulatedLink(cluster.link)
         self._offers: dict[int, _Offer] = {}
+        self._ending: list[int] = []
+        """Handed over; the engine has not yet taken the command to forget them."""
         layout = cluster.layout(spec)
         self._token_bytes = wire_token_bytes(layout, layout)
 
@@ -109,10 +124,8 @@ class SimulatedPrefill(SimulatedWorker):
         report = WorkerReport()
         for event in self.engine.advance(now):
             match event:
-                case PrefillAdvanced(key=key, began=began):
-                    offer = self._offers[key]
-                    if offer.began is None:
-                        offer.began = began
+                case PrefillAdvanced():
+                    self._advanced(event)
                 case PrefillComputed(key=key, at=at):
                     self._offers[key].computed_at = at
                     report.ready.append(key)
@@ -120,41 +133,54 @@ class SimulatedPrefill(SimulatedWorker):
                     report.refused.append((key, reason))
                 case _:
                     pass
+        report.released = [PrefillReleased(self.name, _GENERATION, RequestId(str(key))) for key in self._ending]
+        self._ending.clear()
         return report
 
     def is_computed(self, key: int) -> bool:
         """Whether all KV of a hand-off is there."""
         return self._offers[key].computed_at is not None
 
-    def send(self, key: int, reserved_at: float, now: float) -> float:
+    def send(self, key: int, reserved_at: float) -> float:
         """When the KV of a computed job has arrived at a D that had room for it at `reserved_at`.
 
-        The pieces leave as their layers are computed; the wire is given to a hand-off when both sides are known to be
-        ready, so that a hand-off never holds it up for another.
+        Asked when both sides are ready, the later of them now.  What left before, layer by layer as it was computed, is
+        reckoned after the fact, so a hand-off whose D is not ready holds the link up for nobody.  One that became ready
+        meanwhile has the link first, where the first layers of this one would have been on it in part.
         """
         offer = self._offers[key]
         for event in (_TAKER, _READ):
             offer.state, _ = ownership.step(offer.state, event)
-        began, computed_at = offer.began, offer.computed_at
-        assert began is not None and computed_at is not None
-        total = offer.tokens * self._token_bytes
-        landed = self.link.transfer(total, max(began, reserved_at), computed_at, total // self.cluster.layers)
-        return max(now, landed)
+        assert offer.computed_at is not None
+        num_bytes = offer.tokens * self._token_bytes
+        last_bytes = offer.last_tokens * self._token_bytes // self.cluster.layers
+        return self.link.transfer(num_bytes, max(offer.first_at, reserved_at), offer.computed_at, last_bytes)
 
-    def taken(self, key: int, now: float) -> bool:
-        """D has everything; whether the blocks are free now."""
-        offer = self._offers[key]
-        offer.state, _ = ownership.step(offer.state, _READ_ENDED)
+    def taken(self, key: int, now: float) -> None:
+        """D has everything.
+
+        As at the live P, the slot is free when the engine has taken the command to free the blocks: after the step in
+        progress.
+        """
+        offer = self._offers.pop(key)
         end = ownership.Ended(ownership.Acknowledged(offer.tokens * self._token_bytes))
-        offer.state, release = ownership.step(offer.state, end)
-        if release is not None:
-            del self._offers[key]
-            self.engine.end(key, now)
-        return release is not None
+        state, _ = ownership.step(offer.state, _READ_ENDED)
+        _, release = ownership.step(state, end)
+        assert release is not None
+        self.engine.end(key, now)
+        self._ending.append(key)
 
-    def released(self, key: int) -> PrefillReleased:
-        """The message that frees the slot."""
-        return PrefillReleased(self.name, _GENERATION, RequestId(str(key)))
+    def check_end(self, now: float) -> None:
+        """See SimulatedWorker."""
+        super().check_end(now)
+        if self._offers or self._ending:
+            raise SimulationError(f"instance {self.name!r} still offers {[*self._offers, *self._ending]} at the end")
+
+    def _advanced(self, event: PrefillAdvanced) -> None:
+        offer = self._offers[event.key]
+        if event.start == 0:
+            offer.first_at = event.began + (event.at - event.began) / self.cluster.layers
+        offer.last_tokens = event.stop - event.start
 
 
 class SimulatedDecode(SimulatedWorker):
@@ -207,6 +233,12 @@ class SimulatedDecode(SimulatedWorker):
         self.engine.kv_landed(key, now)
         return KVLanded(self.name, _GENERATION, RequestId(str(key)), 0, 0.0, "simulated", "nobody")
 
+    def check_end(self, now: float) -> None:
+        """See SimulatedWorker."""
+        super().check_end(now)
+        if self._jobs or self._reserved:
+            raise SimulationError(f"instance {self.name!r} still has jobs {[*self._jobs]} at the end")
+
     def _last(self, key: int) -> EmittedTokens:
         """All tokens but the first: what came since is told at once, for nothing is decided by each of them."""
         output = self._jobs.pop(key).max_tokens
@@ -214,4 +246,8 @@ class SimulatedDecode(SimulatedWorker):
         return EmittedTokens(RequestId(str(key)), 0, first, (0,) * (output - first), FinishReason.LENGTH)
 
     def _progress(self, now: float) -> DecodeProgress:
+        """Told with first and last tokens only: a step between them need not be an event.
+
+        So the contexts that the gateway knows of are some steps old, by well below 1 % where many sequences decode.
+        """
         return DecodeProgress(self.engine.load(now).context_tokens, 0)

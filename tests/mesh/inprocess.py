@@ -114,7 +114,10 @@ class InProcessMesh:
 
     def held(self) -> dict[str, Load]:
         """What every worker holds, without the counts that are not zero when idle."""
-        return {name: msgspec.structs.replace(load, blocks_total=0, steps=0) for name, load in self.loads().items()}
+        return {
+            name: msgspec.structs.replace(load, blocks_total=0, steps=0, cost_factor=1.0)
+            for name, load in self.loads().items()
+        }
 
     async def until_nothing_is_held(self) -> None:
         """Promise 5: nothing is lost and nothing leaks. Fails with what is still held."""

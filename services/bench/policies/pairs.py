@@ -88,13 +88,18 @@ class Pair(msgspec.Struct, frozen=True):
                 return self.cluster(self.pipeline(tuning.pp_budget, workload))
 
     def pipeline(self, budget: int, workload: Workload) -> SimulatedInstance:
-        """One instance over both devices, its layers split for the workload's mean lengths."""
+        """One instance over both devices, its layers split for the workload's mean lengths.
+
+        Each of its two micro-batches may have as many sequences as another system's decode instance.
+        """
         count = len(workload.requests)
         prompt = sum(request.prompt_tokens for request in workload.requests) / count
         output = sum(request.output_tokens for request in workload.requests) / count
         devices = DevicePair(self.high, self.low)
         split = split_layers(devices, self.model, DTYPE, filled_step(budget, prompt, output))
-        return pipelined_instance("both", devices, self.model, DTYPE, split, LINK, budget=budget, max_batch=MAX_BATCH)
+        return pipelined_instance(
+            "both", devices, self.model, DTYPE, split, LINK, budget=budget, max_batch=2 * MAX_BATCH
+        )
 
 
 def paper_pairs(catalogue: Catalogue) -> tuple[Pair, ...]:

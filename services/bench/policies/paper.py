@@ -43,7 +43,7 @@ class Served(msgspec.Struct, frozen=True):
     report: Report
 
 
-def serve(pair: Pair, system: PairSystem, workload: Workload, tuning: Tuning) -> Report:
+def serve(pair: Pair, system: PairSystem, workload: Workload, tuning: Tuning = Tuning()) -> Report:
     """One run."""
     is_dp = POLICY_OF[system] == "dp"
     return simulate(
@@ -67,8 +67,8 @@ def tuned(pair: Pair, workload: Workload) -> Tuning:
     return Tuning(max(shares, key=shares.__getitem__), max(budgets, key=budgets.__getitem__))
 
 
-def paper_rows(pair: Pair, lengths: Workload, on_step: OnStep) -> tuple[list[Row], dict[PairSystem, Report]]:
-    """The rows of a pair, and its reports with all requests at once."""
+def paper_rows(pair: Pair, lengths: Workload, on_step: OnStep) -> list[Row]:
+    """The rows of a pair: all requests at once, over rates, and each rival beside Cronus at the rate of the bands."""
     offline = all_at_once(lengths)
     on_step(f"{pair.name}, {pair.model.name}: tuning")
     tuning = tuned(pair, offline)
@@ -80,7 +80,7 @@ def paper_rows(pair: Pair, lengths: Workload, on_step: OnStep) -> tuple[list[Row
     peaks = {system: report.throughput_rps for system, report in most.items()}
     for served in _over_rates(pair, lengths, peaks, tuning, on_step):
         rows.append(_row(pair, served, tuning))
-    return rows, most
+    return rows
 
 
 def _over_rates(

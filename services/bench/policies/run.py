@@ -1,0 +1,86 @@
+"""The whole benchmark of the policies: which rows, in which order, in one report."""
+
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+
+from services.bench.checkout import commit_of
+from services.bench.machine import this_machine
+from services.bench.policies.ablations import (
+    Variant,
+    ablation_row,
+    balance_over_best_fraction,
+    burst_variants,
+    fleet_variants,
+    pair_variants,
+)
+from services.bench.policies.pairs import Pair, PairSystem, paper_pairs
+from services.bench.policies.paper import paper_rows, paper_summary, serve
+from services.bench.report import Report, Row
+from services.simulator.hardware.catalogue import load_catalogue
+from services.simulator.workload.arrivals import all_at_once
+from services.simulator.workload.requests import Workload, first
+
+OnStep = Callable[[str], None]
+
+
+class SimulatedLoads(msgspec.Struct, frozen=True):
+    """Lengths of requests: the paper's slice, and two of other shapes."""
+
+    paper: Workload
+    others: tuple[Workload, ...]
+    quick: bool = False
+    """A tenth of the requests and one pair: to see that it runs, not for figures."""
+
+    def used(self) -> tuple[Workload, tuple[Workload, ...]]:
+        """What is really run."""
+        if not self.quick:
+            return self.paper, self.others
+        return first(self.paper, 100), tuple(first(workload, 100) for workload in self.others)
+
+
+def simulated_report(command: str, loads: SimulatedLoads, on_step: OnStep) -> Report:
+    """The paper's table."""
+    lengths, _ = loads.used()
+    rows: list[Row] = []
+    for pair in _pairs(loads):
+        rows += paper_rows(pair, lengths, on_step)
+    return _report(command, rows, paper_summary(rows))
+
+
+def ablations_report(command: str, loads: SimulatedLoads, on_step: OnStep) -> Report:
+    """What the paper did not vary."""
+    lengths, others = loads.used()
+    rows: list[Row] = []
+    for index, pair in enumerate(_pairs(loads)):
+        _run(pair, list(pair_variants(pair, lengths, others)), rows, on_step)
+        if index == 0:
+            on_step(f"{pair.name}: the most throughput, for bursts")
+            peak = serve(pair, PairSystem.CRONUS, all_at_once(lengths)).throughput_rps
+            _run(pair, list(burst_variants(pair, lengths, peak)), rows, on_step)
+            _run(pair, list(fleet_variants(load_catalogue(), pair, lengths)), rows, on_step)
+    return _report(command, rows, balance_over_best_fraction(rows))
+
+
+def _pairs(loads: SimulatedLoads) -> Sequence[Pair]:
+    pairs = paper_pairs(load_catalogue())
+    return pairs[:1] if loads.quick else pairs
+
+
+def _run(pair: Pair, variants: Sequence[Variant], rows: list[Row], on_step: OnStep) -> None:
+    for variant in variants:
+        on_step(f"{pair.name}, {pair.model.name}: {variant.ablation} {variant.setting}")
+        rows.append(ablation_row(pair, variant, variant.run()))
+
+
+def _report(command: str, rows: Sequence[Row], summary: dict[str, float]) -> Report:
+    return Report(
+        command=command,
+        commit=commit_of(Path(__file__).parent),
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        machine=this_machine(),
+        rows=tuple(rows),
+        summary=summary,
+    )

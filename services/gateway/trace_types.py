@@ -1,0 +1,112 @@
+"""The trace of one request: what was predicted when it was placed, and when things happened."""
+
+from typing import Final
+
+import msgspec
+
+from common.errors import Failure
+from common.ids import InstanceId, RequestId
+from services.scheduling.balancer import Split
+from services.scheduling.placement import Placement
+
+RUNNING: Final = "running"
+FINISHED: Final = "finished"
+
+
+class LandedKV(msgspec.Struct, frozen=True):
+    """D has all KV of P's part."""
+
+    at_s: float
+    """Since the arrival."""
+    payload_bytes: int
+    """On the wire."""
+    seconds: float
+    """From D's connection to P. D connects when it has room, so that these may hold the time of P's computing too."""
+    backend: str
+
+
+class RequestTrace(msgspec.Struct):
+    """One request, without its prompt. Seconds count from its arrival at the mesh, None where that has not happened.
+
+    Mutable for its owner alone, which gives out copies.
+    """
+
+    request: RequestId
+    policy: str
+    prompt_tokens: int
+    max_tokens: int
+    """Per choice."""
+    choices: int
+    asked_split: str | int | float | None
+    """The split that the request said itself; None: the policy's."""
+    age_s: float = 0.0
+    """From the arrival until this copy was made."""
+    placed_s: float | None = None
+    placement: Placement | None = None
+    """With the candidates; their predictions count from placed_s."""
+    landed: LandedKV | None = None
+    released_s: float | None = None
+    """P holds nothing of it any more."""
+    first_token_s: float | None = None
+    last_token_s: float | None = None
+    tokens: int = 0
+    """That D sampled, over all choices; those behind a stop string and those that end a text are counted too."""
+    ended_s: float | None = None
+    """The client has its answer, was told that there is none, or has gone."""
+    outcome: str = RUNNING
+    """RUNNING, FINISHED, or the kind of the failure: `cancelled` is a client that went away."""
+    failure: Failure | None = None
+
+    @property
+    def prediction(self) -> Split | None:
+        """What was predicted for the chosen candidate; None before there is one and where the policy predicts none."""
+        return self.placement.candidates[0].split if self.placement is not None and self.placement.candidates else None
+
+    def since_placed(self, at_s: float | None) -> float | None:
+        """`at_s` as the predictions count."""
+        return None if at_s is None or self.placed_s is None else at_s - self.placed_s
+
+
+class TraceSummary(msgspec.Struct, frozen=True):
+    """One line about a request. Both times of the first token count from the placement, the others from the arrival."""
+
+    request: RequestId
+    age_s: float
+    outcome: str
+    prompt_tokens: int
+    tokens: int
+    prefill: InstanceId | None
+    decode: InstanceId | None
+    """None: not placed."""
+    split: int
+    placed_s: float | None
+    predicted_first_token_s: float | None
+    real_first_token_s: float | None
+    ended_s: float | None
+
+
+class TraceList(msgspec.Struct, frozen=True):
+    """The answer of GET /traces: the newest first."""
+
+    kept: int
+    """Most traces that the gateway keeps."""
+    traces: tuple[TraceSummary, ...]
+
+
+def summary_of(trace: RequestTrace) -> TraceSummary:
+    """`trace` in one line."""
+    placement, prediction = trace.placement, trace.prediction
+    return TraceSummary(
+        request=trace.request,
+        age_s=trace.age_s,
+        outcome=trace.outcome,
+        prompt_tokens=trace.prompt_tokens,
+        tokens=trace.tokens,
+        prefill=None if placement is None else placement.prefill,
+        decode=None if placement is None else placement.decode,
+        split=0 if placement is None else placement.split,
+        placed_s=trace.placed_s,
+        predicted_first_token_s=None if prediction is None else prediction.first_token_s,
+        real_first_token_s=trace.since_placed(trace.first_token_s),
+        ended_s=trace.ended_s,
+    )

@@ -1,0 +1,1 @@
+"""Plans for a mesh from what its instances are measured to do: profiles first."""

@@ -1,0 +1,213 @@
+"""`pdmesh trace` against a gateway that says what the test wants."""
+
+import http.server
+import io
+import threading
+from collections.abc import Iterator
+
+import msgspec
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from common.errors import Failure, FailureKind
+from common.ids import InstanceId, RequestId
+from services.cli.links import NoMesh
+from services.cli.main import app
+from services.cli.trace import NoTrace, show_trace, show_traces
+from services.cli.trace_view import Stage, headline, stages, why_nothing_is_predicted
+from services.gateway.trace_types import LandedKV, RequestTrace, TraceList, summary_of
+from services.scheduling.balancer import Split
+from services.scheduling.placement import Candidate, Placement
+
+P0, P1, D0 = (InstanceId(name) for name in ("p0", "p1", "d0"))
+CHOSEN = Candidate(P0, D0, Split(tokens=300, prefill_s=0.3, transfer_s=0.1, decode_s=0.2, first_token_s=0.75))
+OTHER = Candidate(P1, D0, Split(tokens=200, prefill_s=0.5, transfer_s=0.0625, decode_s=0.3, first_token_s=1.25))
+TRACE = RequestTrace(
+    request=RequestId("r-1"),
+    policy="cronus",
+    prompt_tokens=400,
+    max_tokens=64,
+    choices=1,
+    asked_split=None,
+    age_s=30.0,
+    placed_s=0.25,
+    placement=Placement(P0, D0, 300, 1_500_000, (CHOSEN, OTHER)),
+    landed=LandedKV(0.75, 1_500_000, 0.4, "shm"),
+    released_s=0.875,
+    first_token_s=1.25,
+    last_token_s=3.0,
+    tokens=64,
+    ended_s=3.5,
+    outcome="finished",
+)
+WAITING = RequestTrace(RequestId("r-2"), "cronus", 7, 8, 2, None, 2.0)
+LOST = msgspec.structs.replace(
+    WAITING,
+    request=RequestId("r-[red]3"),
+    policy="fixed",
+    placed_s=0.0,
+    placement=Placement(None, D0, 0, 0),
+    ended_s=0.5,
+    outcome="decode_lost",
+    failure=Failure(FailureKind.DECODE_LOST, "[bold]gone[/bold]", D0),
+)
+KNOWN = {trace.request: trace for trace in (TRACE, WAITING, LOST)}
+
+
+class _Gateway(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        if self.path.startswith("/traces?limit="):
+            kept = int(self.path.partition("=")[2])
+            lines = tuple(map(summary_of, KNOWN.values())) if kept > 2 else ()
+            self._say(200, msgspec.json.encode(TraceList(0 if kept == 1 else kept, lines)))
+        elif (name := self.path.removeprefix("/traces/")) in ("r-1", "r-2", "r-%5Bred%5D3"):
+            self._say(200, msgspec.json.encode(KNOWN[RequestId(name.replace("%5B", "[").replace("%5D", "]"))]))
+        elif self.path.startswith("/traces/"):
+            self._say(404, b'{"error": {"message": "there is no trace of it", "code": "unknown_request"}}')
+        elif self.path.startswith("/old/"):
+            self._say(404, b'{"error": {"message": "GET: Not Found", "code": "not_found"}}')
+        else:
+            self._say(404, b"<html>")
+
+    def _say(self, status: int, body: bytes) -> None:
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Gateway) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def one(url: str, request: str, *, as_json: bool = False) -> str:
+    out = io.StringIO()
+    show_trace(url, request, as_json=as_json, console=Console(file=out, width=160))
+    return out.getvalue()
+
+
+def newest(url: str, limit: int, *, as_json: bool = False) -> str:
+    out = io.StringIO()
+    show_traces(url, limit, as_json=as_json, console=Console(file=out, width=160))
+    return out.getvalue()
+
+
+def line_with(text: str, word: str) -> str:
+    (line,) = (line for line in text.splitlines() if word in line)
+    return line
+
+
+def test_the_stages_add_up_to_the_first_token() -> None:
+    found = {stage.name.strip(): stage for stage in stages(TRACE, CHOSEN.split)}
+    begin, rest, first = found["until D can begin"], found["D's part"], found["first token"]
+    assert first == Stage("first token", 0.75, 1.0)
+    assert (begin.real_s, rest.real_s) == (0.5, 0.5)
+    assert begin.predicted_s == pytest.approx(0.55)
+    assert rest.predicted_s == 0.2
+    inside = [found[name].predicted_s for name in ("P's part", "hand-off after it", "other work before")]
+    assert inside == [0.3, 0.1, pytest.approx(0.15)]
+
+
+def test_without_p_there_is_no_hand_off_to_compare() -> None:
+    alone = Split(tokens=0, prefill_s=0.0, transfer_s=0.0, decode_s=0.5, first_token_s=0.75)
+    trace = msgspec.structs.replace(LOST, first_token_s=1.5)
+    assert list(stages(trace, alone)) == [
+        Stage("D's other work", 0.25, None),
+        Stage("D's part", 0.5, None),
+        Stage("first token", 0.75, 1.5),
+    ]
+
+
+def test_a_request_shows_what_was_weighed_and_what_came_true(url: str) -> None:
+    text = one(url, "r-1")
+    assert "P p0 has the first 300 of the prompt, D d0 the last 100; 1.5 MB of KV" in text
+    assert "it finished" in text
+    chosen, other = line_with(text, "chosen"), line_with(text, "p1")
+    for word in ("p0", "d0", "300", "300.0 ms", "100.0 ms", "200.0 ms", "750.0 ms"):
+        assert word in chosen
+    for word in ("d0", "200", "500.0 ms", "62.5 ms", "1.25 s"):
+        assert word in other
+    assert text.index("chosen") < text.index("p1")
+    for word in ("550.0 ms", "500.0 ms", "1.10"):
+        assert word in line_with(text, "until D can begin")
+    for word in ("750.0 ms", "1.5 MB by shm", "400.0 ms"):
+        assert word in line_with(text, "KV landed")
+    first_event, first_stage, _ = (line for line in text.splitlines() if "first token" in line)
+    assert "1.25 s" in first_event
+    for word in ("750.0 ms", "1.00 s", "0.75"):
+        assert word in first_stage
+
+
+def test_events_stand_in_the_order_of_time(url: str) -> None:
+    text = one(url, "r-1")
+    words = ("placed  ", "KV landed", "P let go", "first token", "last token", "ended")
+    places = [text.index(word) for word in words]
+    assert places == sorted(places)
+
+
+def test_what_cannot_be_compared_is_said_in_a_sentence(url: str) -> None:
+    assert "not placed" in one(url, "r-2")
+    assert "it still runs" in one(url, "r-2")
+    assert "for each of 2 choices" in one(url, "r-2")
+    text = one(url, "r-[red]3")
+    assert "r-[red]3" in text
+    assert "decode_lost at d0: [bold]gone[/bold]" in text
+    assert "the policy 'fixed' weighs no candidates" in text
+    own = why_nothing_is_predicted(msgspec.structs.replace(LOST, asked_split=0.5))
+    assert own == "Nothing was predicted: the request said its own split, 0.5."
+
+
+def test_a_client_that_left_is_called_so() -> None:
+    gone = Failure(FailureKind.CANCELLED, "the client went away")
+    lines = list(headline(msgspec.structs.replace(TRACE, outcome="cancelled", failure=gone)))
+    assert lines[-1] == "cancelled: the client went away"
+
+
+def test_the_newest_are_one_line_each(url: str) -> None:
+    text = newest(url, 20)
+    line = line_with(text, "r-1")
+    for word in ("30 s", "finished", "400+64", "p0 300 → d0", "250.0 ms", "1.00 s", "750.0 ms", "3.50 s"):
+        assert word in line
+    assert "running" in line_with(text, "r-2")
+    assert "decode_lost" in line_with(text, "r-[red]3")
+
+
+def test_nothing_to_show_is_said_in_words(url: str) -> None:
+    assert "keeps no traces; set gateway.traces" in newest(url, 1)
+    assert "No request has come yet." in newest(url, 2)
+
+
+def test_as_json_it_is_what_the_gateway_said(url: str) -> None:
+    assert msgspec.json.decode(one(url, "r-1", as_json=True), type=RequestTrace) == TRACE
+    assert len(msgspec.json.decode(newest(url, 20, as_json=True), type=TraceList).traces) == 3
+
+
+def test_an_unknown_request_has_the_gateways_words(url: str) -> None:
+    with pytest.raises(NoTrace, match="there is no trace of it"):
+        one(url, "r-9/../x?")
+
+
+def test_no_gateway_there_or_one_without_traces(url: str) -> None:
+    for wrong in ("http://127.0.0.1:1", f"{url}/elsewhere", f"{url}/old", "nonsense", "http://[", f"{url}\n"):
+        with pytest.raises(NoMesh, match="--url"):
+            one(wrong, "r-1")
+
+
+@pytest.mark.parametrize(("arguments", "shown"), [(("r-1",), "chosen"), ((), "400+64"), (("--json",), '"kept": 20')])
+def test_the_command_itself(url: str, arguments: tuple[str, ...], shown: str) -> None:
+    done = CliRunner().invoke(app, ["trace", *arguments, "--url", url])
+    assert done.exit_code == 0, done.output
+    assert shown in done.output
+
+
+def test_a_limit_of_none_is_bad_usage() -> None:
+    assert CliRunner().invoke(app, ["trace", "--limit", "0"]).exit_code == 2
