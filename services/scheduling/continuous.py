@@ -184,14 +184,17 @@ def share_budget(pending: Sequence[int], budget: int | None, limits: BatchLimits
     """
     most = limits.prompts_per_step
     served = len(pending) if most is None else min(most, len(pending))
-    wants = [tokens if limits.chunk is None else min(tokens, limits.chunk) for tokens in pending[:served]]
+    wants = list(pending[:served]) if limits.chunk is None else [min(limits.chunk, want) for want in pending[:served]]
     unserved = [0] * (len(pending) - served)
     if budget is None or sum(wants) <= budget:
         return wants + unserved
     quota = budget // 2 // (served - 1) if served > 1 else 0
-    counts = [0, *(min(want, quota) for want in wants[1:])]
+    counts = [want if want < quota else quota for want in wants]
+    counts[0] = 0
     left = budget - sum(counts)
     for index, want in enumerate(wants):
+        if left == 0:
+            break
         extra = min(want - counts[index], left)
         counts[index] += extra
         left -= extra

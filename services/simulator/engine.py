@@ -130,6 +130,7 @@ class SimulatedEngine:
             blocks_total=core.num_blocks,
             steps=core.counters.steps + made,
             decodes=core.crowd.count + len(singles),
+            partial_tokens=sum(s.partial for s in core.prompts),
         )
 
     def _command(self, now: float, perform: Callable[[], None]) -> None:

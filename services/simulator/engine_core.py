@@ -56,7 +56,7 @@ class SimulatedCore:
             reason = f"{prompt + output} tokens (prompt and output); the KV memory of this instance holds {capacity}"
             self._events.append(Refused(key, now, reason))
             return
-        sequence = SimulatedSequence(key, self._arrivals, prompt, output, external=split, known=prompt)
+        sequence = SimulatedSequence(key, self._arrivals, prompt, output, external=split, known=prompt, split=split)
         self._arrivals += 1
         self.by_key[key] = sequence
         self.waiting.push(sequence)

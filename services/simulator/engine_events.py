@@ -101,3 +101,5 @@ class SimulatedLoad(msgspec.Struct, frozen=True):
     steps: int
     decodes: int
     """Sequences that compute one token in the next step."""
+    partial_tokens: int = 0
+    """Prompt tokens computed here of decode jobs that have no token yet."""

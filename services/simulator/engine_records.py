@@ -27,6 +27,8 @@ class SimulatedSequence:
     """Prompt tokens and emitted ones."""
     computed: int = 0
     phase: Phase = Phase.WAITING
+    split: int = 0
+    """Leading tokens whose KV came, or will come, from outside."""
     joined: int = 0
     """The tick of the first step that it made in the crowd."""
     finish_tick: int = -1
@@ -38,6 +40,11 @@ class SimulatedSequence:
     def pending(self) -> int:
         """Tokens to compute before the next one can be emitted."""
         return self.known - self.computed
+
+    @property
+    def partial(self) -> int:
+        """Prompt tokens computed here while there is no token yet; 0 for a prefill job."""
+        return 0 if self.is_prefill or self.known > self.prompt else max(0, self.computed - self.split)
 
     @property
     def is_prefill(self) -> bool:

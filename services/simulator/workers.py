@@ -250,4 +250,5 @@ class SimulatedDecode(SimulatedWorker):
 
         So the contexts that the gateway knows of are some steps old, by well below 1 % where many sequences decode.
         """
-        return DecodeProgress(self.engine.load(now).context_tokens, 0)
+        load = self.engine.load(now)
+        return DecodeProgress(load.context_tokens, load.partial_tokens)

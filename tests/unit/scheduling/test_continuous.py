@@ -1,6 +1,22 @@
 """The batch decision on hand-made cases: each rule of its description, one test."""
 
-from services.scheduling.continuous import BatchLimits, Phase, SequenceView, Work, decide
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.scheduling.continuous import (
+    BatchLimits,
+    Growth,
+    Phase,
+    SequenceView,
+    Work,
+    admit,
+    decide,
+    grow,
+    share_budget,
+)
 
 LIMITS = BatchLimits(block_size=4, max_sequences=8, budget=16)
 
@@ -99,3 +115,61 @@ def test_prefill_chunk_bounds_each_prompt() -> None:
     limits = BatchLimits(block_size=4, max_sequences=8, prompts_per_step=1, chunk=20)
     assert decide([running(1, 50, 20, blocks=13)], 100, limits).work == (Work(1, 20),)
     assert decide([running(1, 50, 40, blocks=13)], 100, limits).work == (Work(1, 10),)
+
+
+def test_admission_reads_no_further_than_the_first_that_does_not_fit() -> None:
+    def known() -> Iterator[int]:
+        yield 8
+        yield 12
+        raise AssertionError("this one was not to be asked for")
+
+    # With 3 of 4 free blocks wanted and one sequence running, the second would eat into the reserve.
+    assert admit(known(), holders=1, running=1, free_blocks=4, limits=LIMITS) == 1
+
+
+def test_enough_blocks_for_all_preempt_nobody() -> None:
+    # The simulator does not ask in this case, and relies on the answer.
+    views = [running(1, 9, 8, blocks=2), running(2, 6, 5), running(3, 5, 4, blocks=1), running(4, 9, 2)]
+    assert grow(views, 2, LIMITS) == Growth(preempted=(), grown=(1, 3), free_blocks=0)
+    assert grow(views, 1, LIMITS) == Growth(preempted=(4,), grown=(1, 3), free_blocks=2)
+
+
+@pytest.mark.parametrize(
+    ("pending", "budget", "counts"),
+    [
+        ([], 5, []),
+        ([3, 4], None, [3, 4]),
+        ([3, 4], 7, [3, 4]),
+        ([9], 8, [8]),
+        ([9, 9], 8, [4, 4]),
+        ([9, 9, 9], 8, [4, 2, 2]),
+        ([9, 1, 9], 8, [5, 1, 2]),
+        ([2, 1, 9], 8, [2, 1, 5]),
+        ([9, 9, 9, 9, 9, 9], 8, [8, 0, 0, 0, 0, 0]),
+        ([9, 9], 0, [0, 0]),
+    ],
+)
+def test_the_oldest_prompt_gets_half_and_the_others_share_the_rest(
+    pending: list[int], budget: int | None, counts: list[int]
+) -> None:
+    assert share_budget(pending, budget, LIMITS) == counts
+
+
+@given(
+    pending=st.lists(st.integers(1, 60), max_size=9),
+    budget=st.integers(0, 80),
+    chunk=st.none() | st.integers(1, 20),
+    prompts_per_step=st.none() | st.integers(1, 4),
+)
+def test_a_budget_is_neither_exceeded_nor_left_over(
+    pending: list[int], budget: int, chunk: int | None, prompts_per_step: int | None
+) -> None:
+    limits = BatchLimits(4, 8, 100, chunk, prompts_per_step)
+    counts = share_budget(pending, budget, limits)
+    wants = [min(want, chunk or want) for want in pending[:prompts_per_step]]
+    assert len(counts) == len(pending)
+    assert all(0 <= count <= want for count, want in zip(counts, wants, strict=False))
+    assert sum(counts) == min(budget, sum(wants))
+    assert not any(counts[len(wants) :])
+    if wants:
+        assert counts[0] >= min(wants[0], budget // 2)
