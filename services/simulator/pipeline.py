@@ -135,6 +135,7 @@ class PipelineEngine:
             blocks_total=books.num_blocks,
             steps=sum(batch.counters.steps for batch in books.batches),
             decodes=decodes + len(singles),
+            partial_tokens=sum(s.partial for s in prompts),
         )
 
     def _command(self, now: float, perform: Callable[[], None]) -> None:
