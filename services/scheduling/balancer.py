@@ -5,12 +5,13 @@ terms are not public, ours are those of `stage_times`.  Two aims are offered: th
 earliest first token, which is ours.
 """
 
+from bisect import bisect_left
 from collections.abc import Callable
 from enum import StrEnum
 
 import msgspec
 
-from services.scheduling.stage_times import DecodeLoad, DecodeStage, PrefillLoad, PrefillStage, TransferStage
+from services.scheduling.stage_times import BusyDecode, BusyPrefill, TransferStage
 
 
 class Balance(StrEnum):
@@ -18,7 +19,7 @@ class Balance(StrEnum):
 
     STAGES = "stages"
     """Equal times of the two stages of this request, T_pre(s) = T_chk(L - s): neither device waits for the other where
-    requests follow each other."""
+    requests follow each other. Where no part of it is small enough for P, as FINISH."""
     FINISH = "finish"
     """The earliest first token: P computes what it can while D is busy with the prompts before this one."""
 
@@ -28,7 +29,7 @@ class SplitTask(msgspec.Struct, frozen=True):
 
     prompt_tokens: int
     expected_output: float = 0.0
-    """0: the decode length plays no part in the balance."""
+    """Over all choices. 0: the decode length plays no part in the balance."""
     held_tokens: int = 0
     """Tokens of the prompt whose KV D has already."""
     most_tokens: int | None = None
@@ -42,11 +43,11 @@ class SplitTask(msgspec.Struct, frozen=True):
 
 
 class Pair(msgspec.Struct, frozen=True):
-    """A P and a D with the link between them."""
+    """A P and a D as they are now, with the link between them."""
 
-    prefill: PrefillStage
+    prefill: BusyPrefill
     transfer: TransferStage
-    decode: DecodeStage
+    decode: BusyDecode
     block_size: int
     """Splits are whole blocks of D."""
 
@@ -66,81 +67,103 @@ class Split(msgspec.Struct, frozen=True):
     """When the first token comes, with what both have to do before."""
 
 
-def choose_split(
-    task: SplitTask,
-    prefill_load: PrefillLoad,
-    decode_load: DecodeLoad,
-    pair: Pair,
-    balance: Balance = Balance.STAGES,
-) -> Split:
-    """The split in [held, L-1], whole blocks but for the bounds. Bisection: about log2(L) evaluations of both times."""
-    times = _Times(task, prefill_load, decode_load, pair)
-    least, most = task.bounds()
-    if balance is Balance.STAGES:
-        equal = _last(least, most, lambda split: times.at_prefill(split) <= times.at_decode(split))
-        return times.split(times.in_blocks(equal))
-    meeting = _last(least, most, lambda split: times.handed_over(split) <= times.decode_backlog)
-    candidates = (least, times.in_blocks(meeting), most)
-    return min(map(times.split, candidates), key=lambda split: (split.first_token_s, split.tokens))
+def choose_split(task: SplitTask, pair: Pair, balance: Balance = Balance.STAGES) -> Split:
+    """The split in [held, L-1], whole blocks but for the bounds. Bisection over the blocks, and two or a few splits
+    next to where it ends.
+    """
+    times = _Times(task, pair)
+    tokens = times.equal() if balance is Balance.STAGES else None
+    if tokens is None:
+        tokens = min(times.turns(), key=times.first_token)
+    return times.split(tokens)
 
 
-def without_prefill(task: SplitTask, decode_load: DecodeLoad, decode: DecodeStage) -> Split:
+def without_prefill(task: SplitTask, decode: BusyDecode) -> Split:
     """What is predicted where D computes all that it does not hold."""
     least, _ = task.bounds()
-    rest_s = decode.rest_seconds(least, task.prompt_tokens, decode_load)
-    return Split(least, 0.0, 0.0, rest_s, decode.backlog_seconds(decode_load) + rest_s)
+    rest_s = decode.rest_seconds(least, task.prompt_tokens)
+    return Split(least, 0.0, 0.0, rest_s, decode.backlog_s + rest_s)
 
 
 class _Times:
-    """The times of one request on one pair, as functions of s."""
+    """The times of one request on one pair, as functions of s, and the splits that they single out."""
 
-    def __init__(self, task: SplitTask, prefill_load: PrefillLoad, decode_load: DecodeLoad, pair: Pair) -> None:
-        self._task = task
-        self._load = decode_load
-        self._pair = pair
-        self.prefill_backlog = pair.prefill.backlog_seconds(prefill_load)
-        self.decode_backlog = pair.decode.backlog_seconds(decode_load)
-
-    def at_prefill(self, split: int) -> float:
-        return self._pair.prefill.seconds(split - self._task.held_tokens)
-
-    def at_decode(self, split: int) -> float:
-        task, decode = self._task, self._pair.decode
-        rest = decode.rest_seconds(split, task.prompt_tokens, self._load)
-        if task.expected_output == 0:
-            return rest
-        return rest + decode.decode_only_seconds(split, task.prompt_tokens, task.expected_output, self._load)
+    def __init__(self, task: SplitTask, pair: Pair) -> None:
+        self._prompt = task.prompt_tokens
+        self._held = task.held_tokens
+        self._output = task.expected_output
+        self._least, self._most = task.bounds()
+        self._prefill, self._transfer, self._decode = pair.prefill, pair.transfer, pair.decode
+        self._block_size = pair.block_size
 
     def handed_over(self, split: int) -> float:
-        """When D has the KV of [0, split)."""
-        taken = split - self._task.held_tokens
+        """When D has the KV of [0, split): the wire is taken in turn, as P is."""
+        taken = split - self._held
         if taken <= 0:
             return 0.0
-        return self.prefill_backlog + self.at_prefill(split) + self._pair.transfer.seconds(taken)
+        prefill, transfer = self._prefill, self._transfer
+        computed_s = prefill.backlog_s + prefill.stage.seconds(taken)
+        return max(computed_s, transfer.seconds(prefill.backlog_tokens)) + transfer.seconds(taken)
+
+    def first_token(self, split: int) -> float:
+        """When D has both the KV and time for it, and has computed the rest."""
+        return max(self.handed_over(split), self._decode.backlog_s) + self._decode.rest_seconds(split, self._prompt)
 
     def split(self, tokens: int) -> Split:
-        decode_s = self._pair.decode.rest_seconds(tokens, self._task.prompt_tokens, self._load)
-        return Split(
-            tokens=tokens,
-            prefill_s=self.at_prefill(tokens),
-            transfer_s=self._pair.transfer.seconds(tokens - self._task.held_tokens),
-            decode_s=decode_s,
-            first_token_s=max(self.handed_over(tokens), self.decode_backlog) + decode_s,
-        )
+        taken = tokens - self._held
+        prefill_s, transfer_s = self._prefill.stage.seconds(taken), self._transfer.seconds(taken)
+        decode_s = self._decode.rest_seconds(tokens, self._prompt)
+        first_token_s = max(self.handed_over(tokens), self._decode.backlog_s) + decode_s
+        return Split(tokens, prefill_s, transfer_s, decode_s, first_token_s)
 
-    def in_blocks(self, split: int) -> int:
-        """To the nearest whole block within the bounds."""
-        size = self._pair.block_size
-        least, most = self._task.bounds()
-        return max(least, min(most, (split + size // 2) // size * size))
+    def equal(self) -> int | None:
+        """Where the stages take as long as each other, to the nearest block; None where P takes longer for any part, so
+        that only the work before a request can say what P is to do.
 
+        The wire is part of P's stage, but carries the KV of one request while P computes for the next.
+        """
+        held, prompt, output = self._held, self._prompt, self._output
+        prefill, transfer, decode = self._prefill.stage.seconds, self._transfer.seconds, self._decode.share_seconds
 
-def _last(least: int, most: int, holds: Callable[[int], bool]) -> int:
-    """The last s in [least, most] with `holds`, which turns false once; `least` where it never holds."""
-    while least < most:
-        middle = (least + most + 1) // 2
-        if holds(middle):
-            least = middle
-        else:
-            most = middle - 1
-    return least
+        def is_late(split: int) -> bool:
+            taken = split - held
+            return max(prefill(taken), transfer(taken)) > decode(split, prompt, output)
+
+        below, above = self._around(is_late)
+        equal = below if is_late((below + above + 1) // 2) else above
+        return equal if equal > self._least else None
+
+    def turns(self) -> list[int]:
+        """Splits in rising order, one of which has the earliest first token of all whole blocks and the bounds.
+
+        Between its turning points the first token's time is concave in s, so that it is least next to one of them:
+        where P hands over just when D has time, where D's rest becomes a single step, where P's part
+        ceases to take the least time of a step, at the bounds.  Where P computes
+        in chunks it is so from the end of one chunk to that of another (if these are whole blocks).
+        """
+        decode_backlog_s = self._decode.backlog_s
+        in_time = self._around(lambda split: self.handed_over(split) > decode_backlog_s)
+        single_step = max(self._least, min(self._most, self._prompt - self._decode.room))
+        knee = max(self._least, min(self._most, self._held + self._prefill.stage.knee()))
+        points = {self._least, *in_time, *self._in_blocks(single_step), *self._in_blocks(knee), self._most}
+        if (chunk := self._prefill.stage.chunk) is not None:
+            for point in tuple(points):
+                last_end = point - (point - self._held) % chunk
+                points.update(self._in_blocks(max(self._least, last_end)))
+                points.update(self._in_blocks(min(self._most, last_end + chunk)))
+        return sorted(points)
+
+    def _around(self, is_late: Callable[[int], bool]) -> tuple[int, int]:
+        """Of the lower bound and the whole blocks after it the last that is not late, and what follows it: a block that
+        is late, or the upper bound. The lower bound never is late; splits after a late one are.
+        """
+        first = self._least - self._least % self._block_size + self._block_size
+        blocks = range(first, self._most, self._block_size)
+        late = bisect_left(blocks, True, key=is_late)
+        return blocks[late - 1] if late > 0 else self._least, blocks[late] if late < len(blocks) else self._most
+
+    def _in_blocks(self, split: int) -> tuple[int, int]:
+        """The whole blocks next to `split`, or the bounds where these are next."""
+        below = split - split % self._block_size
+        above = below if below == split else below + self._block_size
+        return max(self._least, below), min(self._most, above)

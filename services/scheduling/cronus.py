@@ -9,10 +9,14 @@ time of the hand-off over the measured link, D's room for KV, and the expected l
 import msgspec
 
 from common.errors import Failure, FailureKind
-from common.kv.wire import wire_token_bytes
-from common.messages.control import Role
-from services.scheduling.balancer import Balance, SplitTask, choose_split, without_prefill
-from services.scheduling.candidates import decode_stage, pair_of, prefill_load
+from services.scheduling.balancer import Balance, Split, SplitTask, choose_split, without_prefill
+from services.scheduling.candidates import (
+    DecodeCandidate,
+    Pairs,
+    PrefillCandidate,
+    decode_candidate,
+    prefill_candidate,
+)
 from services.scheduling.eligibility import missing_role, too_long, total_tokens
 from services.scheduling.fixed import FixedPolicy
 from services.scheduling.placement import Candidate, Placement
@@ -23,13 +27,14 @@ from services.scheduling.routing import InstanceView, MeshView, PlacementPolicy,
 class CronusSettings(msgspec.Struct, frozen=True):
     """The choices that the paper leaves open."""
 
-    balance: Balance | None = None
-    """None (ours): equal stages while others wait, for throughput; else the earliest first token, for nobody gains by
-    a P that is kept busy. The paper balances always."""
+    balance: Balance = Balance.FINISH
+    """The paper balances stages. The earliest first token gives lower latencies and, by the simulator, one or two
+    percent more throughput as well (docs/decisions/0012-splits.md)."""
     counts_decoding: bool = True
     """Whether the expected length of the answer is part of the balance."""
     shortlist: int = 3
-    """How many P and how many D are weighed against each other, the least busy."""
+    """How many P and how many D are weighed against each other: those P that would be first done with the whole prompt,
+    and those D whose first token with the first of these P is the earliest."""
 
 
 class CronusPolicy(PlacementPolicy):
@@ -40,12 +45,12 @@ class CronusPolicy(PlacementPolicy):
         self._fixed = FixedPolicy("full")
 
     def refusal(self, request: RequestSpec, mesh: MeshView) -> Failure | None:
-        """No decode instance whose steps have a known cost, or none large enough."""
+        """No decode instance whose steps have a known cost, or none of these large enough."""
         if request.split is not None:
             return self._fixed.refusal(request, mesh)
         if (missing := self.not_ready(mesh)) is not None:
             return Failure(FailureKind.NO_INSTANCE, missing)
-        return too_long(request, 0, mesh)
+        return too_long(request, 0, MeshView(decodes=tuple(_with_costs(mesh.decodes))))
 
     def needs_prefill(self, request: RequestSpec) -> bool:
         """All but prompts of one token: one line keeps their order, whether or not P has a part in them."""
@@ -55,84 +60,101 @@ class CronusPolicy(PlacementPolicy):
         """The pair and split with the earliest first token; waits while no P has a slot or no D room."""
         if request.split is not None:
             return self._fixed.place(request, mesh)
-        prefills = [view for view in mesh.prefills if view.member.costs is not None]
+        prefills = _with_costs(mesh.prefills) if self.needs_prefill(request) else []
         free = [view for view in prefills if view.has_room]
         if prefills and not free:
             return Wait("a free slot at a prefill instance")
-        decodes = [view for view in mesh.decodes if _has_room(view, request, mesh)]
+        decodes = [view for view in _with_costs(mesh.decodes) if _has_room(view, request, mesh)]
         if not decodes:
             return Wait("room at a decode instance")
-        return self._best(request, mesh, self._shortlist(free), self._shortlist(decodes))
+        return _Decision(request, mesh, self._settings).placement(free, decodes)
 
     def not_ready(self, mesh: MeshView) -> str | None:
         """A decode instance whose steps have a known cost must have joined."""
         if (missing := missing_role(False, mesh)) is not None:
             return missing
-        if all(view.member.costs is None for view in mesh.decodes):
+        if not _with_costs(mesh.decodes):
             return (
                 "no decode instance knows what its steps cost, and the policy needs that; give instances[].profile "
                 "a file of `pdmesh profile`, or set instances[].self_profile: true"
             )
         return None
 
-    def _shortlist(self, views: list[InstanceView]) -> list[InstanceView]:
-        most = self._settings.shortlist
-        return views if len(views) <= most else sorted(views, key=_pending_seconds)[:most]
 
-    def _best(
-        self, request: RequestSpec, mesh: MeshView, prefills: list[InstanceView], decodes: list[InstanceView]
-    ) -> Placement:
-        helpers: list[InstanceView | None] = [*prefills] or [None]
-        pairs = [(prefill, decode) for decode in decodes for prefill in helpers]
-        weighed = [(self._candidate(request, mesh, p, d), p, d) for p, d in pairs]
-        weighed.sort(key=lambda item: item[0].split.first_token_s)
-        best, prefill, decode = weighed[0]
-        tokens = best.split.tokens
-        if prefill is None or tokens == 0:
-            prefill_id, kv_bytes = None, 0
-        else:
-            prefill_id = prefill.member.instance
-            kv_bytes = tokens * wire_token_bytes(prefill.member.layout, decode.member.layout)
-        candidates = tuple([candidate for candidate, _, _ in weighed])
-        return Placement(prefill_id, decode.member.instance, tokens, kv_bytes, candidates)
+class _Weighed(msgspec.Struct, frozen=True):
+    """A pair with the best split on it; without a P, a D alone."""
 
-    def _candidate(
-        self, request: RequestSpec, mesh: MeshView, prefill: InstanceView | None, decode: InstanceView
-    ) -> Candidate:
+    prefill: PrefillCandidate | None
+    decode: DecodeCandidate
+    split: Split
+
+    def first_token_s(self) -> float:
+        return self.split.first_token_s
+
+    def candidate(self) -> Candidate:
+        prefill = None if self.prefill is None else self.prefill.view.member.instance
+        return Candidate(prefill, self.decode.view.member.instance, self.split)
+
+
+class _Decision:
+    """One request that has room at some D, and the mesh as it is now."""
+
+    def __init__(self, request: RequestSpec, mesh: MeshView, settings: CronusSettings) -> None:
+        self._prompt_tokens = len(request.prompt)
+        self._output = request.choices * _expected_output(request, mesh) if settings.counts_decoding else 0.0
+        self._balance = settings.balance
+        self._shortlist = settings.shortlist
+        self._pairs = Pairs(mesh)
+
+    def placement(self, prefills: list[InstanceView], decodes: list[InstanceView]) -> Placement:
+        """On the best pair of those shortlisted; `prefills` may be empty."""
+        weighed = sorted(self._weigh_all(prefills, decodes), key=_Weighed.first_token_s)
+        prefill, decode, split = weighed[0].prefill, weighed[0].decode.view.member, weighed[0].split.tokens
+        candidates = tuple([item.candidate() for item in weighed])
+        if prefill is None or split == 0:
+            return Placement(None, decode.instance, 0, 0, candidates)
+        source = prefill.view.member
+        kv_bytes = split * self._pairs.token_bytes(source.layout, decode.layout)
+        return Placement(source.instance, decode.instance, split, kv_bytes, candidates)
+
+    def _weigh_all(self, prefills: list[InstanceView], decodes: list[InstanceView]) -> list[_Weighed]:
+        targets = map(decode_candidate, decodes)
+        if not prefills:
+            return [self._alone(decode) for decode in targets]
+        sources = sorted(map(prefill_candidate, prefills), key=self._whole_prompt_s)
+        first, *others = sources[: self._shortlist]
+        weighed = sorted([self._weigh(first, decode) for decode in targets], key=_Weighed.first_token_s)
+        best = weighed[: self._shortlist]
+        return weighed + [self._weigh(prefill, item.decode) for item in best for prefill in others]
+
+    def _whole_prompt_s(self, prefill: PrefillCandidate) -> float:
+        return prefill.busy.backlog_s + prefill.busy.stage.seconds(self._prompt_tokens)
+
+    def _alone(self, decode: DecodeCandidate) -> _Weighed:
+        return _Weighed(None, decode, without_prefill(SplitTask(self._prompt_tokens), decode.busy))
+
+    def _weigh(self, prefill: PrefillCandidate, decode: DecodeCandidate) -> _Weighed:
         task = SplitTask(
-            prompt_tokens=len(request.prompt),
-            expected_output=self._expected_output(request, mesh) if self._settings.counts_decoding else 0.0,
-            most_tokens=None if prefill is None else token_limit(prefill.member),
+            prompt_tokens=self._prompt_tokens,
+            expected_output=self._output,
+            most_tokens=token_limit(prefill.view.member),
         )
-        if prefill is None:
-            split = without_prefill(task, decode.decode_load, decode_stage(decode))
-            return Candidate(None, decode.member.instance, split)
-        pair = pair_of(prefill, decode, mesh)
-        split = choose_split(task, prefill_load(prefill), decode.decode_load, pair, self._balance(mesh))
-        return Candidate(prefill.member.instance, decode.member.instance, split)
+        return _Weighed(prefill, decode, choose_split(task, self._pairs.pair(prefill, decode), self._balance))
 
-    def _balance(self, mesh: MeshView) -> Balance:
-        if self._settings.balance is not None:
-            return self._settings.balance
-        return Balance.STAGES if mesh.waiting > 1 else Balance.FINISH
 
-    def _expected_output(self, request: RequestSpec, mesh: MeshView) -> float:
-        known = float(request.max_tokens)
-        return known if mesh.expected_output is None else min(known, mesh.expected_output)
+def _with_costs(views: tuple[InstanceView, ...]) -> list[InstanceView]:
+    return [view for view in views if view.member.costs is not None]
 
 
 def _has_room(view: InstanceView, request: RequestSpec, mesh: MeshView) -> bool:
     """Whether D is expected to hold this request beside the others; an idle one takes whatever fits at all."""
-    if view.member.costs is None or not view.has_room or total_tokens(request) > token_limit(view.member):
+    if not view.has_room or total_tokens(request) > token_limit(view.member):
         return False
-    output = request.max_tokens if mesh.expected_output is None else min(request.max_tokens, mesh.expected_output)
-    expected = view.expected_tokens + len(request.prompt) + request.choices * output
+    expected = view.expected_tokens + len(request.prompt) + request.choices * _expected_output(request, mesh)
     return view.outstanding_requests == 0 or expected <= view.member.kv_capacity_tokens
 
 
-def _pending_seconds(view: InstanceView) -> float:
-    costs = view.member.costs
-    assert costs is not None
-    if view.member.role is Role.PREFILL:
-        return sum(map(costs.prefill.seconds, view.pending_prompts))
-    return decode_stage(view).backlog_seconds(view.decode_load)
+def _expected_output(request: RequestSpec, mesh: MeshView) -> float:
+    """Tokens of one choice."""
+    known = float(request.max_tokens)
+    return known if mesh.expected_output is None else min(known, mesh.expected_output)

@@ -111,7 +111,7 @@ class Fleet:
         """Slots taken at all prefill instances together."""
         return self._slots_taken
 
-    def view(self, waiting: int = 0, expected_output: float | None = None) -> MeshView:
+    def view(self, expected_output: float | None = None) -> MeshView:
         """The fleet as a policy sees it: without the members that drain, for nothing new may be sent there."""
         for name, life in self._changed.items():
             views = self._views[life.member.role]
@@ -124,7 +124,6 @@ class Fleet:
             prefills=tuple(self._views[Role.PREFILL].values()),
             decodes=tuple(self._views[Role.DECODE].values()),
             links=self._links,
-            waiting=waiting,
             expected_output=expected_output,
         )
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from common.ids import RequestId
-from common.messages.control import DecodeProgress, Load
+from common.messages.control import DecodeProgress, Load, Role
 from services.scheduling.members import Member
 from services.scheduling.routing import InstanceView
 from services.scheduling.stage_times import DecodeLoad
@@ -55,6 +55,9 @@ class FleetInstance:
         """It may hold something of `request` from now on; raises ValueError where it has no room."""
         if len(self.shares) >= self.most_requests:
             raise ValueError(f"instance {self.member.instance!r} holds {self.most_requests} requests, the most it may")
+        if not self.pending:
+            # What was reported as computed was of prompts that have ended since.
+            self._progress = DecodeProgress(self._progress.decode_context, 0)
         self.shares[request] = share
         self.pending[request] = share.prompt_tokens
         self._placed += 1
@@ -98,6 +101,8 @@ class FleetInstance:
         held = len(self.shares)
         # The report may be older than the ledger: it never makes more of the prompts done than there is of them.
         partial = min(self._progress.partial_tokens, self._pending_tokens)
+        # Each prompt is a step of P, which takes few at a time.
+        one_by_one = self.member.role is Role.PREFILL or len(self.pending) <= 4
         return InstanceView(
             member=self.member,
             outstanding_requests=held,
@@ -105,7 +110,7 @@ class FleetInstance:
             has_room=held < self.most_requests,
             load=self.load,
             placed=self._placed,
-            pending_prompts=tuple(self.pending.values()) if len(self.pending) <= 4 else (self._pending_tokens,),
+            pending_prompts=tuple(self.pending.values()) if one_by_one else (self._pending_tokens,),
             decode_load=DecodeLoad(
                 decodes=self._decodes,
                 decode_context=self._progress.decode_context if self._decodes else 0,

@@ -146,7 +146,7 @@ class Lifecycle:
         return max(limits, default=None)
 
     def _view(self) -> MeshView:
-        return self._fleet.view(len(self._waiting), self._lengths.expected())
+        return self._fleet.view(self._lengths.expected())
 
     # ------------------------------------------------------------ arrival and placing
 

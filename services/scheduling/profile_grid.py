@@ -1,7 +1,7 @@
 """Which steps are measured to profile an instance. Pure: limits in, steps out.
 
-Every variable of the models in common.costs.models varies while the others do not, and values grow in equal ratios,
-as the relative residuals of services.scheduling.fit weigh them.
+Every variable of the models in common.costs.models varies while the others do not, and values grow in equal ratios, so
+that short steps and long ones are known alike.
 """
 
 import statistics
@@ -46,27 +46,30 @@ class GridSize(msgspec.Struct, frozen=True):
 
     longest: int
     """Tokens of the longest prompt, and of the longest context of one sequence."""
+    largest: int
+    """Tokens of the largest mixed step, where the budget allows so many."""
     prompts: int
     batches: int
     contexts: int
     chunks: int
 
 
-QUICK: Final = GridSize(longest=512, prompts=5, batches=3, contexts=3, chunks=2)
-"""Seconds on a CPU and a small model: for an instance that measures itself when it starts."""
-FULL: Final = GridSize(longest=2048, prompts=8, batches=4, contexts=4, chunks=3)
+STARTUP: Final = GridSize(longest=256, largest=128, prompts=4, batches=3, contexts=2, chunks=2)
+"""For an instance that measures itself when it starts: seconds with a small model on a CPU."""
+QUICK: Final = GridSize(longest=512, largest=512, prompts=5, batches=3, contexts=3, chunks=2)
+FULL: Final = GridSize(longest=2048, largest=2048, prompts=8, batches=4, contexts=4, chunks=3)
 
 
 def grid_steps(limits: GridLimits, size: GridSize) -> tuple[Step, ...]:
     """The steps to measure, each once. Raises ProfileError where the instance holds too few tokens for a grid."""
-    steps = (*_prompts(limits, size), *_decodes(limits, size), *_mixed(limits, size))
-    admitted = tuple(dict.fromkeys(step for step in steps if limits.admits(step)))
-    if len(admitted) < len(set(steps)) / 2:
+    parts = (_prompts(limits, size), _decodes(limits, size), _mixed(limits, size))
+    admitted = [list(dict.fromkeys(step for step in part if limits.admits(step))) for part in parts]
+    if not all(_varies(part) for part in admitted):
         raise ProfileError(
             f"KV for {limits.kv_capacity_tokens} tokens and a context of {limits.context_length} are too few to "
-            "measure steps of different sizes; raise the instance's kv_memory"
+            f"measure steps of different sizes with up to {limits.max_batch} sequences; raise the instance's kv_memory"
         )
-    return admitted
+    return tuple(step for part in admitted for step in part)
 
 
 def point_of(step: Step, seconds: Sequence[float]) -> Point:
@@ -79,6 +82,13 @@ def point_of(step: Step, seconds: Sequence[float]) -> Point:
         seconds_max=max(seconds),
         repeats=len(seconds),
     )
+
+
+def _varies(steps: Sequence[Step]) -> bool:
+    """Whether there are more steps than coefficients, and nothing that varies in any of them is the same in all."""
+    rows = [(*msgspec.structs.astuple(step.shape), step.shape.tokens) for step in steps]
+    variables = {column for column in zip(*rows, strict=True) if any(column)}
+    return len(steps) > len(variables) + 1 and all(len(set(column)) > 1 for column in variables)
 
 
 def _prompts(limits: GridLimits, size: GridSize) -> Iterator[Step]:
@@ -102,13 +112,15 @@ def _mixed(limits: GridLimits, size: GridSize) -> Iterator[Step]:
     longest = _longest_context(halved, size, batch)
     contexts = _in_ratio(_shortest(longest), longest, 2)
     beside = [(0, 0), *((batch, batch * context) for context in contexts)]
-    # A step of fewer tokens than two for the chunk and one for each decode is not mixed at all.
-    budget = max(limits.budget or _UNBOUNDED_BUDGET, 2 * (batch + 2))
-    for tokens in _in_ratio(max(batch + 2, budget // 8), min(budget, halved.kv_capacity_tokens), size.chunks):
+    # With fewer tokens than two for the chunk and one for each decode a step is not mixed at all.
+    least = batch + 2
+    budget = max(min(limits.budget or _UNBOUNDED_BUDGET, size.largest), 2 * least)
+    room = min(max(size.longest, 2 * budget), limits.context_length, halved.kv_capacity_tokens)
+    most = min(budget, room // 2)
+    for tokens in _in_ratio(max(least, most // 8), most, size.chunks):
         for decodes, decode_context in beside:
             chunk = tokens - decodes
-            farthest = min(size.longest, limits.context_length, halved.kv_capacity_tokens) - chunk
-            for chunk_context in (0, *_in_ratio(farthest // 4, farthest, size.chunks - 1)):
+            for chunk_context in (0, *_in_ratio((room - chunk) // 4, room - chunk, size.chunks - 1)):
                 yield Step(StepShape(chunk, chunk_context, decodes, decode_context))
 
 

@@ -45,8 +45,6 @@ class MeshView(msgspec.Struct, frozen=True):
     decodes: tuple[InstanceView, ...] = ()
     links: Mapping[tuple[InstanceId, InstanceId], LinkFigures] = MappingProxyType({})
     """The link in use from a P to a D, where it has been measured."""
-    waiting: int = 0
-    """Requests that wait for a place, the one to be placed included."""
     expected_output: float | None = None
     """Tokens that an answer is expected to have; None before one has ended."""
 

@@ -1,4 +1,8 @@
-"""How long the two stages of a split request take: its part at P, the hand-off, its rest at D. Pure; all in seconds."""
+"""How long the two stages of a split request take: its part at P, the hand-off, its rest at D. Pure; all in seconds.
+
+A stage (`PrefillStage`, `DecodeStage`) is an instance by its costs; put `under` a load it is the instance as it is just
+now (`BusyPrefill`, `BusyDecode`), with all that does not depend on the request computed once.
+"""
 
 import msgspec
 
@@ -29,17 +33,34 @@ class PrefillStage(msgspec.Struct, frozen=True):
 
     cost: PrefillCost
     chunk: int | None = None
+    least_s: float = 0.0
+    """What any step takes (ours): the weights are read once, however few tokens there are. A line through longer
+    prompts would make short ones too cheap."""
 
     def seconds(self, tokens: int) -> float:
-        """T_pre of Cronus' Eq. 2; in chunks, one base for each."""
-        if self.chunk is None or tokens <= self.chunk:
-            return self.cost.seconds(tokens)
-        steps = -(-tokens // self.chunk)
-        return steps * self.cost.base + self.cost.per_token * tokens
+        """T_pre of Cronus' Eq. 2, but not below `least_s`; in chunks, one base for each."""
+        if tokens <= 0:
+            return 0.0
+        steps = 1 if self.chunk is None else -(-tokens // self.chunk)
+        return max(steps * self.cost.base + self.cost.per_token * tokens, steps * self.least_s)
 
-    def backlog_seconds(self, load: PrefillLoad) -> float:
-        """Until P can begin something new. What is being computed counts whole: the start is not known here."""
-        return sum(map(self.seconds, load.queued))
+    def knee(self) -> int:
+        """Tokens up to which a step takes `least_s`."""
+        per_token = self.cost.per_token
+        return max(0, int((self.least_s - self.cost.base) / per_token)) if per_token > 0 else 0
+
+    def under(self, load: PrefillLoad) -> "BusyPrefill":
+        """P as it is now. What is being computed counts whole: when it began is not known here."""
+        return BusyPrefill(self, sum(map(self.seconds, load.queued)), sum(load.queued))
+
+
+class BusyPrefill(msgspec.Struct, frozen=True):
+    """A P, and how long it is until it can begin something new."""
+
+    stage: PrefillStage
+    backlog_s: float
+    backlog_tokens: int = 0
+    """Whose KV has not been handed over either."""
 
 
 class TransferStage(msgspec.Struct, frozen=True):
@@ -52,7 +73,7 @@ class TransferStage(msgspec.Struct, frozen=True):
 
     def seconds(self, tokens: int) -> float:
         """0 for no tokens."""
-        if tokens == 0:
+        if tokens <= 0:
             return 0.0
         return self.latency_s + (tokens * self.bytes_per_token / self.bytes_per_s if self.bytes_per_s else 0.0)
 
@@ -65,44 +86,64 @@ class DecodeStage(msgspec.Struct, frozen=True):
     budget: int
     slots: int
 
-    def rest_seconds(self, start: int, stop: int, load: DecodeLoad) -> float:
-        """T_chk: to compute tokens [start, stop) of a prompt in chunks beside the decodes of `load`.
+    def under(self, load: DecodeLoad) -> "BusyDecode":
+        """D as it is now; the chunks of the prompts it has to compute are taken to have half of them as context."""
+        mixed, room = self.mixed, max(1, self.budget - load.decodes)
+        step_s = mixed.base + mixed.per_token * load.decodes + mixed.per_decode_context * load.decode_context
+        backlog_s = 0.0
+        if load.prefill_tokens > 0:
+            steps = load.prefill_tokens / room
+            context = load.prefill_tokens / max(1, load.prompts) / 2
+            backlog_s = steps * step_s + mixed.per_token * load.prefill_tokens
+            backlog_s += steps * mixed.per_chunk_context * context
+        return BusyDecode(self, load, room, step_s, mixed.per_token, mixed.per_chunk_context, backlog_s)
+
+
+class BusyDecode(msgspec.Struct, frozen=True):
+    """A D under a load."""
+
+    stage: DecodeStage
+    load: DecodeLoad
+    room: int
+    """Prompt tokens that fit in a step beside its decodes."""
+    step_s: float
+    """A step but for its prompt tokens and their context."""
+    per_token: float
+    per_chunk_context: float
+    backlog_s: float
+    """To compute the prompt tokens of the load."""
+
+    def rest_seconds(self, start: int, stop: int) -> float:
+        """T_chk: to compute tokens [start, stop) of a prompt in chunks beside the decodes.
 
         The sum of Cronus' Eq. 3 over N = (stop - start) / (C - n_d) steps, decodes frozen as they are.  N is not
         rounded up (ours): the rest of a budget goes to another prompt.  But a request needs at least one step.
         """
-        tokens = stop - start
-        room = self._room(load)
-        steps = max(1.0, tokens / room)
-        context = start + max(0, tokens - room) / 2
-        return self._seconds(steps, tokens, load) + steps * self.mixed.per_chunk_context * context
+        tokens, room = stop - start, self.room
+        if tokens <= room:
+            return self.step_s + self.per_token * tokens + self.per_chunk_context * start
+        steps = tokens / room
+        context = start + (tokens - room) / 2
+        return steps * self.step_s + self.per_token * tokens + steps * self.per_chunk_context * context
 
-    def backlog_seconds(self, load: DecodeLoad) -> float:
-        """To compute the prompt tokens that `load` holds; the contexts of their chunks are taken to be half of them."""
-        if load.prefill_tokens <= 0:
-            return 0.0
-        steps = load.prefill_tokens / self._room(load)
-        context = load.prefill_tokens / max(1, load.prompts) / 2
-        return self._seconds(steps, load.prefill_tokens, load) + steps * self.mixed.per_chunk_context * context
+    def is_full(self) -> bool:
+        """Whether its slots are taken, or will be by the prompts it has to compute."""
+        return self.load.decodes + self.load.prompts >= self.stage.slots
 
-    def decode_only_seconds(self, start: int, stop: int, output: float, load: DecodeLoad) -> float:
-        """What the decoding of a request adds to its share of D when D is full of decodes (ours, not the paper's).
+    def share_seconds(self, start: int, stop: int, output: float) -> float:
+        """The time of D that a request takes where many follow each other: T_chk with steps shared among prompts, and
+        what decoding adds where D is full of decodes (ours, not the paper's).
 
         A request of `output` tokens occupies one of the slots for as many steps, so that each request takes
         output / slots steps of D.  Those beyond the steps of its chunks compute no chunk.
         """
-        if load.decodes + load.prompts < self.slots:
-            return 0.0
-        extra = output / self.slots - (stop - start) / self._room(load)
-        if extra <= 0:
-            return 0.0
+        tokens = stop - start
+        steps = tokens / self.room
+        context = start + max(0, tokens - self.room) / 2
+        chunks_s = steps * (self.step_s + self.per_chunk_context * context) + self.per_token * tokens
+        extra = output / self.stage.slots - steps
+        if output == 0 or extra <= 0 or not self.is_full():
+            return chunks_s
+        load, slots = self.load, self.stage.slots
         mean_context = load.decode_context / load.decodes if load.decodes else float(stop)
-        return extra * self.decode.seconds(self.slots, int(self.slots * mean_context))
-
-    def _room(self, load: DecodeLoad) -> int:
-        return max(1, self.budget - load.decodes)
-
-    def _seconds(self, steps: float, tokens: int, load: DecodeLoad) -> float:
-        mixed = self.mixed
-        per_step = mixed.base + mixed.per_token * load.decodes + mixed.per_decode_context * load.decode_context
-        return steps * per_step + mixed.per_token * tokens
+        return chunks_s + extra * self.stage.decode.seconds(slots, int(slots * mean_context))

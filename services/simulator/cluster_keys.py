@@ -83,7 +83,7 @@ class SystemKeys(_Section, frozen=True):
     prefill_slots: Slots | UnsetType = UNSET
     decode_batches: Slots | UnsetType = UNSET
     split: Split | Literal["tuned"] | UnsetType = UNSET
-    balance: Balance | UnsetType | None = UNSET
+    balance: Balance | UnsetType = UNSET
 
 
 class ClusterKeys(_Section, frozen=True):
@@ -103,7 +103,7 @@ class ClusterKeys(_Section, frozen=True):
     """Requests given to a decode instance, in units of its max_batch."""
     split: Split | Literal["tuned"] = "full"
     """Policy fixed: as in mesh.yaml, or the share with the most throughput."""
-    balance: Balance | None = None
+    balance: Balance = Balance.FINISH
     """Policy cronus: stages, finish, or null for either as the moment needs."""
     systems: tuple[SystemKeys, ...] = ()
     """Without any, the policies of the command line are used with the roles as they are written."""

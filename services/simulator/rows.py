@@ -108,7 +108,7 @@ def _settings(system: System) -> Row:
     uses_prefill = any(spec.role is Role.PREFILL for spec in system.cluster.instances)
     return {
         "split": str(system.split) if system.policy == "fixed" else None,
-        "balance": (system.balance or "either") if system.policy == "cronus" else None,
+        "balance": system.balance if system.policy == "cronus" else None,
         "weights": " ".join(weights) or "by costs" if system.policy == "dp" else None,
         "prefill_slots": system.prefill_slots if uses_prefill else None,
         "decode_batches": system.decode_batches,

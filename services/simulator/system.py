@@ -26,7 +26,7 @@ class System(msgspec.Struct, frozen=True):
     entries: Mapping[str, str]
     """By name of an instance the entry that it is one of: instances of one entry are alike and have one weight."""
     split: Split = "full"
-    balance: Balance | None = None
+    balance: Balance = Balance.FINISH
     prefill_slots: int = 2
     decode_batches: int = 2
     tunes_split: bool = False

@@ -59,9 +59,9 @@ def pair_variants(pair: Pair, lengths: Workload, others: tuple[Workload, ...]) -
     """Every ablation on one pair; `others` are workloads of other shapes."""
     offline = all_at_once(lengths)
     cluster = pair.cluster(pair.fast(Role.DECODE), pair.slow(Role.PREFILL))
-    for balance in (None, *Balance):
+    for balance in Balance:
         settings = CronusSettings(balance=balance)
-        yield Variant("balance", balance or "either", cluster, offline, partial(CronusPolicy, settings))
+        yield Variant("balance", balance, cluster, offline, partial(CronusPolicy, settings))
     yield from fraction_variants(cluster, offline)
     for factor in PREDICTOR_ERRORS:
         slow = _believed(pair.slow(Role.PREFILL), factor)
@@ -93,9 +93,9 @@ def burst_variants(pair: Pair, lengths: Workload, peak_rps: float) -> Iterator[V
     cluster = pair.cluster(pair.fast(Role.DECODE), pair.slow(Role.PREFILL))
     for cv in BURSTS:
         workload = gamma(lengths, BURST_RATE * peak_rps, cv, SEED)
-        for balance in (None, *Balance):
+        for balance in Balance:
             settings = CronusSettings(balance=balance)
-            setting = f"cv {cv:g}, {balance or 'either'}"
+            setting = f"cv {cv:g}, {balance}"
             yield Variant("bursts", setting, cluster, workload, partial(CronusPolicy, settings))
 
 

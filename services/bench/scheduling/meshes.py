@@ -52,7 +52,7 @@ def a_mesh(prefills: int, decodes: int, draw: random.Random) -> MeshView:
         for source in sources
         for target in targets
     }
-    return MeshView(tuple(sources), tuple(targets), links, waiting=1, expected_output=250.0)
+    return MeshView(tuple(sources), tuple(targets), links, expected_output=250.0)
 
 
 def _prefill(number: int, draw: random.Random) -> InstanceView:
