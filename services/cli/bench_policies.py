@@ -129,11 +129,16 @@ async def _real(
         run, facts = _plan(flags, devices, folder, files, profiles, lengths)
         served = await run_real(run, environ, SystemClock(), on_step)
     predicted = {
-        (system, load): predict(
-            system, devices, profiles, _kv_shape(folder), _LOCAL_LINK, workload, dp_weight=facts.dp_weight
+        (item.system, item.load): predict(
+            item.system,
+            devices,
+            profiles,
+            _kv_shape(folder),
+            _LOCAL_LINK,
+            facts.loads[item.load],
+            dp_weight=facts.dp_weight,
         )
-        for system in System
-        for load, workload in facts.loads.items()
+        for item in served
     }
     rows = real_rows(served, predicted, facts)
     return Report(
@@ -188,11 +193,13 @@ def _plan(
     weight = best_dp_weight(lambda share: throughput(System.DP, share))
     rate = _RATE_SHARE * min(throughput(System.CRONUS, weight), throughput(System.DP, weight))
     loads = {OFFLINE: offline, "rate": poisson(lengths, rate, _SEED)}
+    keeping_up = tuple(system for system in System if throughput(system, weight) > rate)
     run = RealRun(
         devices=devices,
         model_folder=folder,
         profiles=files,
         loads=loads,
+        systems_of={OFFLINE: tuple(System), "rate": keeping_up},
         rounds=1 if flags.quick else flags.rounds,
         dp_weight=weight,
         vocab_size=_model_config(folder)["vocab_size"],

@@ -62,7 +62,7 @@ class _Usage(msgspec.Struct):
 class _Chunk(msgspec.Struct):
     choices: list[_Choice] = []
     usage: _Usage | None = None
-    error: msgspec.Raw | None = None
+    error: dict[str, object] | None = None
 
 
 async def stream(client: aiohttp.ClientSession, model: str, request: LoadRequest, clock: Clock) -> StreamTimes:
@@ -98,7 +98,7 @@ async def stream(client: aiohttp.ClientSession, model: str, request: LoadRequest
 
 def _take(times: StreamTimes, chunk: _Chunk, now: float) -> None:
     if chunk.error is not None:
-        raise LoadError(bytes(chunk.error).decode())
+        raise LoadError(f"the answer ended with an error: {chunk.error}")
     if chunk.usage is not None:
         times.tokens = chunk.usage.completion_tokens
     if any(choice.text for choice in chunk.choices):

@@ -28,10 +28,11 @@ class RealRun(msgspec.Struct, frozen=True):
     profiles: Mapping[str, Path]
     loads: Mapping[str, Workload]
     """By name of the load; the arrivals are in the workloads."""
+    systems_of: Mapping[str, tuple[System, ...]]
+    """By name of the load: those that can keep up with it."""
     rounds: int
     dp_weight: float
     vocab_size: int
-    systems: tuple[System, ...] = tuple(System)
 
 
 class Served(msgspec.Struct, frozen=True):
@@ -57,7 +58,7 @@ async def run_real(
     """
     async with AsyncExitStack() as stack:
         meshes: dict[System, LocalMesh] = {}
-        for system in run.systems:
+        for system in System:
             on_step(f"starting {system}")
             config = mesh_of(system, run.devices, run.profiles, dp_weight=run.dp_weight)
             options = LaunchOptions(model_folder=run.model_folder)
@@ -66,7 +67,7 @@ async def run_real(
         variants = {
             (system, load): partial(_serve, meshes[system], load_requests(workload, run.vocab_size), clock)
             for load, workload in run.loads.items()
-            for system in run.systems
+            for system in run.systems_of[load]
         }
         samples = await interleave(variants, run.rounds, on_step)
     return [
