@@ -7,18 +7,21 @@ import msgspec
 
 from common.config.types import InstanceConfig
 from common.costs.models import InstanceCosts
+from common.costs.step import Step
 from common.errors import ConfigError
 from common.kv.layout import KVLayout
 from services.engine.runner import Runner
 from services.engine.thread import EngineThread
 from services.scheduling.continuous import BatchLimits
 from services.scheduling.fit import fit_costs
-from services.scheduling.profile import Fit, Profile, ProfileError, Subject, decode_profile
+from services.scheduling.profile import Fit, Point, Profile, ProfileError, Subject, decode_profile
 from services.scheduling.profile_grid import STARTUP, GridLimits, grid_steps, point_of
 
 _log = logging.getLogger(__name__)
 
-_REPEATS = 2
+_SHORT_S = 0.1
+_MORE_RUNS = 2
+"""A step that is this short is run more often, since that costs little and its time varies most."""
 
 
 async def costs_at_start(
@@ -72,9 +75,16 @@ async def _measured(limits: BatchLimits, engine: EngineThread, runner: Runner) -
     )
     steps = grid_steps(grid, STARTUP)
     _log.info("measuring %d steps", len(steps))
-    costs, fits = fit_costs([point_of(step, await engine.measure(step, _REPEATS)) for step in steps])
+    costs, fits = fit_costs([await _point(step, engine) for step in steps])
     _log.info("measured: %s", "; ".join(_words(name, costs, fit) for name, fit in fits.items()))
     return costs
+
+
+async def _point(step: Step, engine: EngineThread) -> Point:
+    seconds = await engine.measure(step, 1)
+    if seconds[0] < _SHORT_S:
+        seconds += await engine.measure(step, _MORE_RUNS)
+    return point_of(step, seconds)
 
 
 def _words(model: str, costs: InstanceCosts, fit: Fit) -> str:

@@ -5,7 +5,7 @@ import logging
 import signal
 import tempfile
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from services.launch.errors import LaunchError
 from services.launch.lifeline import Lifeline
 from services.launch.model import prepare_model
 from services.launch.process import ProcessGroup, ended
-from services.launch.readiness import not_ready_reason
+from services.launch.readiness import missing_reason, not_ready_reason
 from services.launch.settle import check_memory, find_port, settle
 
 _log = logging.getLogger(__name__)
@@ -119,9 +119,19 @@ class LocalMesh:
         the class says.
         """
         host, port = parse_http(self.config.gateway.http)
+        await self._wait(lambda: not_ready_reason(_ANY_HOST.get(host, host), port), timeout_s)
+
+    async def _wait_joined(self, timeout_s: float) -> None:
+        """Return when every instance is a member; raises as `wait_ready`."""
+        host, port = parse_http(self.config.gateway.http)
+        names = [instance.id for instance in self.config.instances]
+        await self._wait(lambda: missing_reason(_ANY_HOST.get(host, host), port, names), timeout_s)
+
+    async def _wait(self, ask: Callable[[], Awaitable[str | None]], timeout_s: float) -> None:
+        """Until `ask` has no reason against it any more."""
         end_s = self._clock.now() + timeout_s
         told = ""
-        while (reason := await not_ready_reason(_ANY_HOST.get(host, host), port)) is not None:
+        while (reason := await ask()) is not None:
             if self._failure is not None:
                 raise self._failure
             if self._clock.now() > end_s:
@@ -160,6 +170,7 @@ class LocalMesh:
             work = self._supervise(plan, (lifeline.child_fd, config_fd))
             self._supervisors[plan.name] = self._scope.start(work, plan.name)
         await self.wait_ready(options.ready_timeout_s)
+        await self._wait_joined(options.ready_timeout_s)
         self._has_been_ready = True
 
     def _write_config(self) -> int:

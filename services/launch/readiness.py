@@ -2,12 +2,13 @@
 
 import asyncio
 import json
+from collections.abc import Collection
 from contextlib import suppress
 
 from common.config.addresses import format_host_port
 
 _TIMEOUT_S = 2.0
-_MOST_BYTES = 1 << 16
+_MOST_BYTES = 1 << 20
 
 
 async def not_ready_reason(host: str, port: int) -> str | None:
@@ -22,6 +23,25 @@ async def not_ready_reason(host: str, port: int) -> str | None:
     except ValueError:
         return "what listens there does not speak HTTP"
     return None if status == 200 else _words(body) or f"the gateway answers {status}"
+
+
+async def missing_reason(host: str, port: int, names: Collection[str]) -> str | None:
+    """None when all of `names` are members of the mesh; else who is not, in words.
+
+    A mesh can serve before all its instances have joined, so this is no part of /ready. A gateway that does not say who
+    is there is not asked twice.
+    """
+    try:
+        async with asyncio.timeout(_TIMEOUT_S):
+            status, body = await _get(host, port, "/instances")
+    except (TimeoutError, OSError):
+        return "the gateway does not answer"
+    try:
+        here = {entry["member"]["instance"] for entry in json.loads(body)["instances"]} if status == 200 else {*names}
+    except (ValueError, KeyError, TypeError):
+        return None
+    missing = [name for name in names if name not in here]
+    return f"{' and '.join(missing)} did not join yet" if missing else None
 
 
 async def _get(host: str, port: int, path: str) -> tuple[int, str]:

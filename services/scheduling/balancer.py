@@ -8,6 +8,7 @@ earliest first token, which is ours.
 from bisect import bisect_left
 from collections.abc import Callable
 from enum import StrEnum
+from itertools import product
 
 import msgspec
 
@@ -93,28 +94,30 @@ class _Times:
         self._held = task.held_tokens
         self._output = task.expected_output
         self._least, self._most = task.bounds()
-        self._prefill, self._transfer, self._decode = pair.prefill, pair.transfer, pair.decode
         self._block_size = pair.block_size
+        self._prefill, self._decode = pair.prefill.stage, pair.decode
+        self._prefill_s, self._transfer_s = pair.prefill.stage.seconds, pair.transfer.seconds
+        self._prefill_free_s = pair.prefill.backlog_s
+        self._wire_free_s = pair.transfer.seconds(pair.prefill.backlog_tokens)
+        self._decode_free_s = pair.decode.backlog_s
 
     def handed_over(self, split: int) -> float:
         """When D has the KV of [0, split): the wire is taken in turn, as P is."""
         taken = split - self._held
         if taken <= 0:
             return 0.0
-        prefill, transfer = self._prefill, self._transfer
-        computed_s = prefill.backlog_s + prefill.stage.seconds(taken)
-        return max(computed_s, transfer.seconds(prefill.backlog_tokens)) + transfer.seconds(taken)
+        computed_s = self._prefill_free_s + self._prefill_s(taken)
+        return max(computed_s, self._wire_free_s) + self._transfer_s(taken)
 
     def first_token(self, split: int) -> float:
         """When D has both the KV and time for it, and has computed the rest."""
-        return max(self.handed_over(split), self._decode.backlog_s) + self._decode.rest_seconds(split, self._prompt)
+        return max(self.handed_over(split), self._decode_free_s) + self._decode.rest_seconds(split, self._prompt)
 
     def split(self, tokens: int) -> Split:
         taken = tokens - self._held
-        prefill_s, transfer_s = self._prefill.stage.seconds(taken), self._transfer.seconds(taken)
         decode_s = self._decode.rest_seconds(tokens, self._prompt)
-        first_token_s = max(self.handed_over(tokens), self._decode.backlog_s) + decode_s
-        return Split(tokens, prefill_s, transfer_s, decode_s, first_token_s)
+        first_token_s = max(self.handed_over(tokens), self._decode_free_s) + decode_s
+        return Split(tokens, self._prefill_s(taken), self._transfer_s(taken), decode_s, first_token_s)
 
     def equal(self) -> int | None:
         """Where the stages take as long as each other, to the nearest block; None where P takes longer for any part, so
@@ -123,7 +126,7 @@ class _Times:
         The wire is part of P's stage, but carries the KV of one request while P computes for the next.
         """
         held, prompt, output = self._held, self._prompt, self._output
-        prefill, transfer, decode = self._prefill.stage.seconds, self._transfer.seconds, self._decode.share_seconds
+        prefill, transfer, decode = self._prefill_s, self._transfer_s, self._decode.share_seconds
 
         def is_late(split: int) -> bool:
             taken = split - held
@@ -137,20 +140,22 @@ class _Times:
         """Splits in rising order, one of which has the earliest first token of all whole blocks and the bounds.
 
         Between its turning points the first token's time is concave in s, so that it is least next to one of them:
-        where P hands over just when D has time, where D's rest becomes a single step, where P's part
-        ceases to take the least time of a step, at the bounds.  Where P computes
-        in chunks it is so from the end of one chunk to that of another (if these are whole blocks).
+        where P hands over just when D has time, where D's rest becomes a single step, where P's part becomes longer
+        than the least time of a step, where the wire is free before P is done, at the bounds.  Where P computes in
+        chunks it is so from the end of one chunk to that of another (if these are whole blocks).
         """
-        decode_backlog_s = self._decode.backlog_s
-        in_time = self._around(lambda split: self.handed_over(split) > decode_backlog_s)
-        single_step = max(self._least, min(self._most, self._prompt - self._decode.room))
-        knee = max(self._least, min(self._most, self._held + self._prefill.stage.knee()))
-        points = {self._least, *in_time, *self._in_blocks(single_step), *self._in_blocks(knee), self._most}
-        if (chunk := self._prefill.stage.chunk) is not None:
-            for point in tuple(points):
-                last_end = point - (point - self._held) % chunk
-                points.update(self._in_blocks(max(self._least, last_end)))
-                points.update(self._in_blocks(min(self._most, last_end + chunk)))
+        in_time = self._around(lambda split: self.handed_over(split) > self._decode_free_s)
+        longer = self._prefill.tokens_within(self._prefill.least_s)
+        hidden = self._prefill.tokens_within(self._wire_free_s - self._prefill_free_s)
+        points = {self._least, *in_time, *self._in_blocks(self._prompt - self._decode.room), self._most}
+        # Until it has to wait for P, D does not care how P's time grows.
+        for turn in (self._held + longer, self._held + hidden):
+            if turn > in_time[0]:
+                points.update(self._in_blocks(turn))
+        if (chunk := self._prefill.chunk) is not None:
+            for point, turn in product(tuple(points), {0, longer}):
+                before = point - (point - self._held - turn) % chunk
+                points.update((*self._in_blocks(before), *self._in_blocks(before + chunk)))
         return sorted(points)
 
     def _around(self, is_late: Callable[[int], bool]) -> tuple[int, int]:
@@ -159,11 +164,14 @@ class _Times:
         """
         first = self._least - self._least % self._block_size + self._block_size
         blocks = range(first, self._most, self._block_size)
-        late = bisect_left(blocks, True, key=is_late)
+        # Often all are: where D has nothing to do there is no time for P.
+        late = bisect_left(blocks, True, key=is_late) if blocks and not is_late(first) else 0
         return blocks[late - 1] if late > 0 else self._least, blocks[late] if late < len(blocks) else self._most
 
     def _in_blocks(self, split: int) -> tuple[int, int]:
-        """The whole blocks next to `split`, or the bounds where these are next."""
+        """The last whole block up to `split` and the first beyond, or the bounds where these are next. Beyond, because
+        turning points are rounded down to tokens.
+        """
+        split = max(self._least, min(self._most, split))
         below = split - split % self._block_size
-        above = below if below == split else below + self._block_size
-        return max(self._least, below), min(self._most, above)
+        return max(self._least, below), min(self._most, below + self._block_size)

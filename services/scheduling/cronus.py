@@ -6,6 +6,8 @@ paper: any number of P and D of any mix (the pair with the earliest predicted fi
 time of the hand-off over the measured link, D's room for KV, and the expected length of the answer.
 """
 
+from bisect import insort
+
 import msgspec
 
 from common.errors import Failure, FailureKind
@@ -118,14 +120,24 @@ class _Decision:
         return Placement(source.instance, decode.instance, split, kv_bytes, candidates)
 
     def _weigh_all(self, prefills: list[InstanceView], decodes: list[InstanceView]) -> list[_Weighed]:
-        targets = map(decode_candidate, decodes)
+        targets = [decode_candidate(view) for view in decodes]
         if not prefills:
             return [self._alone(decode) for decode in targets]
         sources = sorted(map(prefill_candidate, prefills), key=self._whole_prompt_s)
         first, *others = sources[: self._shortlist]
-        weighed = sorted([self._weigh(first, decode) for decode in targets], key=_Weighed.first_token_s)
+        weighed = self._weigh_with(first, targets)
         best = weighed[: self._shortlist]
         return weighed + [self._weigh(prefill, item.decode) for item in best for prefill in others]
+
+    def _weigh_with(self, prefill: PrefillCandidate, decodes: list[DecodeCandidate]) -> list[_Weighed]:
+        """One P with each D that may come on the shortlist, the best first."""
+        weighed: list[_Weighed] = []
+        for decode in sorted(decodes, key=_soonest_s):
+            full = len(weighed) >= self._shortlist
+            if full and _soonest_s(decode) > weighed[self._shortlist - 1].first_token_s():
+                break
+            insort(weighed, self._weigh(prefill, decode), key=_Weighed.first_token_s)
+        return weighed
 
     def _whole_prompt_s(self, prefill: PrefillCandidate) -> float:
         return prefill.busy.backlog_s + prefill.busy.stage.seconds(self._prompt_tokens)
@@ -140,6 +152,11 @@ class _Decision:
             most_tokens=token_limit(prefill.view.member),
         )
         return _Weighed(prefill, decode, choose_split(task, self._pairs.pair(prefill, decode), self._balance))
+
+
+def _soonest_s(decode: DecodeCandidate) -> float:
+    """No first token comes before D is through with its prompts and has made one more step."""
+    return decode.busy.backlog_s + decode.busy.step_s
 
 
 def _with_costs(views: tuple[InstanceView, ...]) -> list[InstanceView]:

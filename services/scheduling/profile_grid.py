@@ -54,10 +54,10 @@ class GridSize(msgspec.Struct, frozen=True):
     chunks: int
 
 
-STARTUP: Final = GridSize(longest=256, largest=128, prompts=4, batches=3, contexts=2, chunks=2)
+STARTUP: Final = GridSize(longest=256, largest=256, prompts=4, batches=3, contexts=2, chunks=2)
 """For an instance that measures itself when it starts: seconds with a small model on a CPU."""
 QUICK: Final = GridSize(longest=512, largest=512, prompts=5, batches=3, contexts=3, chunks=2)
-FULL: Final = GridSize(longest=2048, largest=2048, prompts=8, batches=4, contexts=4, chunks=3)
+FULL: Final = GridSize(longest=2048, largest=2048, prompts=8, batches=5, contexts=4, chunks=3)
 
 
 def grid_steps(limits: GridLimits, size: GridSize) -> tuple[Step, ...]:
@@ -117,7 +117,9 @@ def _mixed(limits: GridLimits, size: GridSize) -> Iterator[Step]:
     budget = max(min(limits.budget or _UNBOUNDED_BUDGET, size.largest), 2 * least)
     room = min(max(size.longest, 2 * budget), limits.context_length, halved.kv_capacity_tokens)
     most = min(budget, room // 2)
-    for tokens in _in_ratio(max(least, most // 8), most, size.chunks):
+    # Only steps that nearly fill the budget, as engines make them: a token of context costs a chunk in proportion to
+    # its length, so that one price for it is right for one length, and this is the one that long prompts are cut to.
+    for tokens in _in_ratio(max(least, most // 2), most, size.chunks):
         for decodes, decode_context in beside:
             chunk = tokens - decodes
             for chunk_context in (0, *_in_ratio((room - chunk) // 4, room - chunk, size.chunks - 1)):

@@ -38,16 +38,23 @@ class PrefillStage(msgspec.Struct, frozen=True):
     prompts would make short ones too cheap."""
 
     def seconds(self, tokens: int) -> float:
-        """T_pre of Cronus' Eq. 2, but not below `least_s`; in chunks, one base for each."""
+        """T_pre of Cronus' Eq. 2, but no step below `least_s`."""
         if tokens <= 0:
             return 0.0
-        steps = 1 if self.chunk is None else -(-tokens // self.chunk)
-        return max(steps * self.cost.base + self.cost.per_token * tokens, steps * self.least_s)
+        if self.chunk is None or tokens <= self.chunk:
+            return max(self.cost.base + self.cost.per_token * tokens, self.least_s)
+        chunks, rest = divmod(tokens, self.chunk)
+        return chunks * self.seconds(self.chunk) + self.seconds(rest)
 
-    def knee(self) -> int:
-        """Tokens up to which a step takes `least_s`."""
-        per_token = self.cost.per_token
-        return max(0, int((self.least_s - self.cost.base) / per_token)) if per_token > 0 else 0
+    def tokens_within(self, seconds: float) -> int:
+        """Most tokens that take no longer; 0 where tokens cost nothing beyond their step."""
+        chunks = 0
+        if self.chunk is not None and (chunk_s := self.seconds(self.chunk)) > 0:
+            chunks = max(0, int(seconds / chunk_s))
+            seconds -= chunks * chunk_s
+        base, per_token = self.cost.base, self.cost.per_token
+        rest = int((seconds - base) / per_token) if per_token > 0 and seconds >= max(base, self.least_s) else 0
+        return rest if self.chunk is None else chunks * self.chunk + min(rest, self.chunk)
 
     def under(self, load: PrefillLoad) -> "BusyPrefill":
         """P as it is now. What is being computed counts whole: when it began is not known here."""

@@ -104,6 +104,6 @@ class ClusterKeys(_Section, frozen=True):
     split: Split | Literal["tuned"] = "full"
     """Policy fixed: as in mesh.yaml, or the share with the most throughput."""
     balance: Balance = Balance.FINISH
-    """Policy cronus: stages, finish, or null for either as the moment needs."""
+    """Policy cronus: for the earliest first token (finish), or for equal stages."""
     systems: tuple[SystemKeys, ...] = ()
     """Without any, the policies of the command line are used with the roles as they are written."""

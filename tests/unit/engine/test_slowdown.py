@@ -54,3 +54,22 @@ def test_an_ordinary_device_never_waits() -> None:
 
     plain = Slowdown(1.0, time, sleep)
     assert plain.run(lambda: (time.pass_by(2.0), plain.catch_up())) == 2.0
+
+
+def test_small_pieces_are_waited_for_together() -> None:
+    time = Time()
+    sleeps: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        sleeps.append(seconds)
+        time.pass_by(seconds + 0.001)
+
+    slow = Slowdown(3.0, time, sleep)
+
+    def work() -> None:
+        for _ in range(30):
+            time.pass_by(0.002)
+            slow.catch_up()
+
+    assert slow.run(work) == pytest.approx(0.18, abs=0.002)
+    assert 3 <= len(sleeps) <= 7

@@ -79,15 +79,15 @@ def test_roles_weights_and_options_of_a_system_go_before_the_files_own(tmp_path)
         balance="stages",
         systems=[
             {"name": "ours", "policy": "cronus"},
-            {"name": "either", "policy": "cronus", "balance": None, "prefill_slots": 1},
+            {"name": "first", "policy": "cronus", "balance": "finish", "prefill_slots": 1},
             {"name": "dp", "policy": "dp", "roles": BOTH_DECODE, "weights": {"a10": 1, "a100": 6}},
             {"name": "high-low", "policy": "disagg", "roles": {"a10": "decode", "a100": "prefill"}},
             {"name": "alone", "policy": "fixed", "split": 0, "roles": {"a10": None}},
         ],
     )
-    ours, either, dp, high_low, alone = file.systems()
+    ours, first, dp, high_low, alone = file.systems()
     assert (ours.balance, ours.prefill_slots) == (Balance.STAGES, 3)
-    assert (either.balance, either.prefill_slots) == (None, 1)
+    assert (first.balance, first.prefill_slots) == (Balance.FINISH, 1)
     assert [(spec.role, spec.weight, spec.budget) for spec in dp.cluster.instances] == [
         (Role.DECODE, 1, 512),
         (Role.DECODE, 6, 512),
@@ -266,7 +266,8 @@ def test_a_configuration_that_cannot_be_used(tmp_path, content):
         ({"link": {"gbit_per_s": -1}}, r"link\.gbit_per_s is -1"),
         ({"model": "LLaMA9-8B"}, r"model: model 'LLaMA9-8B' is not known; did you mean 'LLaMA3-8B'"),
         ({"split": 1.5}, r"split is 1\.5"),
-        ({"balance": "even"}, r"balance is 'even'.*write 'stages' or 'finish' or null"),
+        ({"balance": "even"}, r"balance is 'even'.*write 'stages' or 'finish'$"),
+        ({"balance": None}, r"cluster\.yaml: balance is None.*write 'stages' or 'finish'$"),
         ({"dtype": "float32"}, r"instances\[0\] \(a10\): dtype 'float32' on A10"),
         ({"instances": [{**A10, "device": "A11"}]}, r"instances\[0\] \(a10\): device 'A11'.*did you mean 'A10'"),
         ({"instances": [{"id": "x", "role": "decode"}]}, r"instances\[0\] \(x\) has device None and profile None"),
@@ -303,7 +304,8 @@ def test_the_place_of_what_is_wrong_is_named(tmp_path, keys, said):
         ({"policy": "dp", "roles": BOTH_DECODE, "weights": {"a10": 0}}, r"systems\[0\]\.weights is"),
         ({"policy": "cronus", "weights": "tuned"}, r"systems\[0\]\.weights: only policy 'dp' reads it"),
         ({"policy": "cronus", "split": 0}, r"systems\[0\]\.split: only policy 'fixed' reads it"),
-        ({"policy": "dp", "roles": BOTH_DECODE, "balance": None}, r"systems\[0\]\.balance: only policy 'cronus'"),
+        ({"policy": "dp", "roles": BOTH_DECODE, "balance": "finish"}, r"systems\[0\]\.balance: only policy 'cronus'"),
+        ({"policy": "cronus", "balance": None}, r"systems\[0\]\.balance is None.*write 'stages' or 'finish'$"),
     ],
 )
 def test_a_system_that_its_policy_cannot_serve_with(tmp_path, system, said):
