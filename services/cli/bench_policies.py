@@ -18,7 +18,7 @@ from services.bench.machine import this_machine
 from services.bench.policies.predicted import KVShape, best_dp_weight, bounds_of, predict
 from services.bench.policies.real import RealRun, run_real
 from services.bench.policies.real_rows import OFFLINE, RealFacts, real_rows, real_summary
-from services.bench.policies.run import SimulatedLoads, ablations_report, simulated_report
+from services.bench.policies.run import SimulatedLoads, ablations_report, costs_report, simulated_report
 from services.bench.policies.systems import Devices, System, mesh_of
 from services.bench.report import Report, Row, write_report
 from services.bench.table import rows_table
@@ -33,7 +33,7 @@ from services.simulator.workload.arrivals import all_at_once, poisson
 from services.simulator.workload.requests import Workload, first, scaled
 from services.simulator.workload_choice import SYNTHETIC, WorkloadChoice, choose_workload
 
-SIMULATED, ABLATIONS, REAL = "simulated", "ablations", "real"
+SIMULATED, ABLATIONS, REAL, COSTS = "simulated", "ablations", "real", "costs"
 _PAPER: Final = "azure_conv_first1000"
 _OTHERS: Final = {"arxiv": "prefill_heavy", "sharegpt": "decode_heavy"}
 _SEED: Final = 1
@@ -90,6 +90,8 @@ def run_policies(flags: PoliciesFlags, environ: Mapping[str, str]) -> ExitCode:
     with bench_progress(console) as on_step:
         if flags.kind == REAL:
             report = uvloop.run(_real(flags, command, data, environ, on_step, console))
+        elif flags.kind == COSTS:
+            report = uvloop.run(costs_report(command, SystemClock(), on_step, quick=flags.quick))
         else:
             make = simulated_report if flags.kind == SIMULATED else ablations_report
             report = make(command, _loads(data, quick=flags.quick), on_step)

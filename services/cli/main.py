@@ -217,6 +217,7 @@ def bench_policies(
     simulated: Annotated[bool, typer.Option("--simulated", help="The Cronus paper's table, in the simulator.")] = False,
     ablations: Annotated[bool, typer.Option("--ablations", help="Each choice varied, in the simulator.")] = False,
     real: Annotated[bool, typer.Option("--real", help="Meshes of processes on two cores of this machine.")] = False,
+    costs: Annotated[bool, typer.Option("--costs", help="What a decision costs; how fast the simulator is.")] = False,
     data: Annotated[Path | None, typer.Option(help="Folder of public traces; default: $PDMESH_DATA.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="To see that it runs; not for figures.")] = False,
     model: Annotated[str, typer.Option(help="With --real.")] = "smollm2",
@@ -229,11 +230,12 @@ def bench_policies(
 ) -> None:
     """Compare Cronus with data parallelism, pipeline parallelism and disaggregation, tuned alike."""
     from common.errors import ConfigError
-    from services.cli.bench_policies import ABLATIONS, REAL, SIMULATED, PoliciesFlags, run_policies
+    from services.cli.bench_policies import ABLATIONS, COSTS, REAL, SIMULATED, PoliciesFlags, run_policies
 
-    kinds = [name for name, chosen in ((SIMULATED, simulated), (ABLATIONS, ablations), (REAL, real)) if chosen]
+    asked = {SIMULATED: simulated, ABLATIONS: ablations, REAL: real, COSTS: costs}
+    kinds = [name for name, chosen in asked.items() if chosen]
     if len(kinds) != 1:
-        raise ConfigError("give one of --simulated, --ablations and --real")
+        raise ConfigError("give one of --simulated, --ablations, --real and --costs")
     flags = PoliciesFlags(
         kind=kinds[0],
         json=json,

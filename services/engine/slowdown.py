@@ -11,7 +11,7 @@ class Slowdown:
     """Makes what is computed take `factor` ≥ 1 times as long: an emulation.
 
     It waits when something of the work is about to be seen outside, a layer's KV or a token, and at the end; so the
-    outside sees everything at the pace of the emulated device.  What is owed may grow to LEAST_WAIT_S before: to wake up
+    outside sees everything at the pace of the emulated device.  What is owed may grow to LEAST_WAIT_S before: waking up
     takes time too, which the emulated device would not need thirty times in a step.  For one thread.
     """
 

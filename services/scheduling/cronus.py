@@ -130,11 +130,10 @@ class _Decision:
         return weighed + [self._weigh(prefill, item.decode) for item in best for prefill in others]
 
     def _weigh_with(self, prefill: PrefillCandidate, decodes: list[DecodeCandidate]) -> list[_Weighed]:
-        """One P with each D that may come on the shortlist, the best first."""
+        """One P with every D that may be in the best pair, whatever its P; the best first."""
         weighed: list[_Weighed] = []
         for decode in sorted(decodes, key=_soonest_s):
-            full = len(weighed) >= self._shortlist
-            if full and _soonest_s(decode) > weighed[self._shortlist - 1].first_token_s():
+            if weighed and _soonest_s(decode) > weighed[0].first_token_s():
                 break
             insort(weighed, self._weigh(prefill, decode), key=_Weighed.first_token_s)
         return weighed

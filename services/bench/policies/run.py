@@ -6,6 +6,7 @@ from pathlib import Path
 
 import msgspec
 
+from common.clock import Clock
 from services.bench.checkout import commit_of
 from services.bench.machine import this_machine
 from services.bench.policies.ablations import (
@@ -18,7 +19,10 @@ from services.bench.policies.ablations import (
 )
 from services.bench.policies.pairs import Pair, PairSystem, paper_pairs
 from services.bench.policies.paper import paper_rows, paper_summary, serve
+from services.bench.policies.simulator_speed import measure_simulator_speed
 from services.bench.report import Report, Row
+from services.bench.scheduling.decisions import measure_decisions
+from services.scheduling.balancer import Balance
 from services.simulator.hardware.catalogue import load_catalogue
 from services.simulator.workload.arrivals import all_at_once
 from services.simulator.workload.requests import Workload, first
@@ -62,6 +66,20 @@ def ablations_report(command: str, loads: SimulatedLoads, on_step: OnStep) -> Re
             _run(pair, list(burst_variants(pair, lengths, peak)), rows, on_step)
             _run(pair, list(fleet_variants(load_catalogue(), pair, lengths)), rows, on_step)
     return _report(command, rows, balance_over_best_fraction(rows))
+
+
+async def costs_report(command: str, clock: Clock, on_step: OnStep, *, quick: bool) -> Report:
+    """What a decision costs, and how fast the simulator is: seconds of this machine."""
+    rows = await measure_decisions(20 if quick else 200, 2 if quick else 9, clock, on_step)
+    rows += measure_simulator_speed(1_000 if quick else 100_000, 1, clock, on_step)
+    median = {(row["pairs"], row["shortlist"], row["balance"]): row for row in rows if row["kind"] == "decision"}
+    summary = {
+        f"us_per_decision_{pairs}_pairs_shortlist_{shortlist}": float(row["us_per_decision"] or 0)
+        for (pairs, shortlist, balance), row in median.items()
+        if balance == Balance.FINISH
+    }
+    summary |= {f"simulator_{row['system']}_s": float(row["seconds"] or 0) for row in rows if "seconds" in row}
+    return _report(command, rows, summary)
 
 
 def _pairs(loads: SimulatedLoads) -> Sequence[Pair]:
