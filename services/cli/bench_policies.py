@@ -174,7 +174,7 @@ async def _profiles(
     options = LaunchOptions(model_folder=folder)
     async with LocalMesh(config, environ=environ, clock=SystemClock(), options=options) as mesh:
         on_step("profiling")
-        wanted = ProfileFlags(mesh.url, (ALL,), where, None, 2 if flags.quick else 6, flags.quick, 640)
+        wanted = ProfileFlags(mesh.url, (ALL,), where, None, 2 if flags.quick else 4, True, 640)
         await asyncio.to_thread(run_profile, wanted, Console(stderr=True, quiet=not console.is_terminal))
     return files
 
