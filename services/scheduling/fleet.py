@@ -36,8 +36,12 @@ class Fleet:
             )
         is_prefill = member.role is Role.PREFILL
         most = self._prefill_slots if is_prefill else self._decode_batches * member.max_batch
-        life = self._instances[member.instance] = FleetInstance(member, most)
-        self._change(life)
+        self._instances[member.instance] = FleetInstance(member, most)
+        for life in self._instances.values():
+            if life.member.role is member.role:
+                # Whoever deals by counts begins anew: the new one would be dealt everything until it had caught up.
+                life.deal_anew()
+                self._change(life)
 
     def lose(self, instance: InstanceId, generation: Generation) -> tuple[RequestId, ...]:
         """Forget a life; returns the requests that it may have held something of."""

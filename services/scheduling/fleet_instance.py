@@ -32,9 +32,10 @@ class FleetInstance:
     load: Load | None = None
     shares: dict[RequestId, Share] = field(default_factory=dict)
     """Requests of which it may hold something."""
+    placed: int = 0
+    """Requests given to it since one of its role joined last."""
     pending: dict[RequestId, int] = field(default_factory=dict)
     """Those of them whose prompt is not computed yet, with the tokens to compute."""
-    _placed: int = 0
     _most_tokens: int = 0
     _expected_tokens: int = 0
     _pending_tokens: int = 0
@@ -51,6 +52,11 @@ class FleetInstance:
         self.load = load
         self._view = None
 
+    def deal_anew(self) -> None:
+        """Forget how many requests it was given."""
+        self.placed = 0
+        self._view = None
+
     def give(self, request: RequestId, share: Share) -> None:
         """It may hold something of `request` from now on; raises ValueError where it has no room."""
         if len(self.shares) >= self.most_requests:
@@ -60,7 +66,7 @@ class FleetInstance:
             self._progress = DecodeProgress(self._progress.decode_context, 0)
         self.shares[request] = share
         self.pending[request] = share.prompt_tokens
-        self._placed += 1
+        self.placed += 1
         self._most_tokens += share.most_tokens
         self._expected_tokens += share.expected_tokens
         self._pending_tokens += share.prompt_tokens
@@ -109,7 +115,7 @@ class FleetInstance:
             outstanding_tokens=self._most_tokens,
             has_room=held < self.most_requests,
             load=self.load,
-            placed=self._placed,
+            placed=self.placed,
             pending_prompts=tuple(self.pending.values()) if one_by_one else (self._pending_tokens,),
             decode_load=DecodeLoad(
                 decodes=self._decodes,

@@ -118,7 +118,7 @@ class Lifecycle:
                 return []
             case LoadReported():
                 self._fleet.report(event)
-                return self._refuse_waiting() if event.load.draining else []
+                return self._refuse_waiting() + self._dispatch() if event.load.draining else []
             case Tick(now=now):
                 return self._expire(now)
             case ShutdownRequested():

@@ -28,7 +28,7 @@ class InstanceView(msgspec.Struct, frozen=True):
     load: Load | None
     """What the member said of itself last; None before its first heartbeat."""
     placed: int = 0
-    """Requests given to it in this life, ended ones included."""
+    """Requests given to it since a member of its role joined last, ended ones included."""
     pending_prompts: tuple[int, ...] = ()
     """Prompt tokens to compute of each request whose part here is not known to be computed; where there are many, one
     sum."""

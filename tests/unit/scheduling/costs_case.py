@@ -24,6 +24,12 @@ COSTS = InstanceCosts(
     mixed=MixedStepCost(base=0.01, per_token=5e-5, per_chunk_context=2e-7, per_decode_context=1e-7),
     decode=DecodeStepCost(base=0.008, per_sequence=2e-5, per_context=1e-7),
 )
+EVEN = InstanceCosts(
+    prefill=PrefillCost(base=0.0, per_token=0.001),
+    mixed=MixedStepCost(base=0.0, per_token=0.001, per_chunk_context=0.0, per_decode_context=0.0),
+    decode=DecodeStepCost(base=0.1, per_sequence=0.0, per_context=0.0),
+)
+"""P and D take a millisecond per token, and nothing else costs anything."""
 BLOCK = 16
 BUDGET = 256
 SLOTS = 64
