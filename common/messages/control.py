@@ -13,7 +13,7 @@ from common.kv.ticket import Ticket
 from common.messages.device import DeviceFacts
 from common.messages.sampling import SamplingParams, TokenLogprobs
 
-WIRE_VERSION = 1
+WIRE_VERSION = 2
 """Version of the control messages. Raise it when a change cannot be read by the other side."""
 
 

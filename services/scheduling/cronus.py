@@ -30,7 +30,7 @@ class CronusSettings(msgspec.Struct, frozen=True):
     """The choices that the paper leaves open."""
 
     balance: Balance = Balance.FINISH
-    """The paper balances stages. The earliest first token gives lower latencies and, by the simulator, one or two
+    """The paper balances stages. The earliest first token gives lower latencies and, by the simulator, two or three
     percent more throughput as well (docs/decisions/0012-splits.md)."""
     counts_decoding: bool = True
     """Whether the expected length of the answer is part of the balance."""

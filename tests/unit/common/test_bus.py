@@ -188,7 +188,7 @@ async def test_a_frame_over_the_limit_ends_that_connection_only():
         | st.binary(max_size=8),
         lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
         max_leaves=12,
-    ).map(lambda value: msgpack.packb([1, value]))
+    ).map(lambda value: msgpack.packb([2, value]))
 )
 def test_arbitrary_bytes_are_malformed_and_nothing_else(data):
     for codec in (from_worker_codec(), to_worker_codec()):
@@ -240,7 +240,7 @@ def test_the_reference_msgpack_reads_and_writes_our_frames():
     tokens = EmittedTokens(request=RequestId("r"), choice=0, first=2, tokens=(5, 6))
     message = TokensEmitted(instance=HEARTBEAT.instance, generation=Generation(2**62), items=(tokens,))
     version, body = msgpack.unpackb(from_worker_codec().encode(message))
-    assert version == 1
+    assert version == 2
     assert body == {
         "type": "TokensEmitted",
         "instance": "d0",
@@ -248,5 +248,5 @@ def test_the_reference_msgpack_reads_and_writes_our_frames():
         "items": [["r", 0, 2, [5, 6], None, []]],
         "progress": None,
     }
-    theirs = msgpack.packb([1, {"type": "Abort", "request": "r"}])
+    theirs = msgpack.packb([2, {"type": "Abort", "request": "r"}])
     assert to_worker_codec().decode(theirs) == Abort(request=RequestId("r"))
