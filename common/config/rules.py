@@ -11,7 +11,7 @@ from common.errors import ConfigError
 from common.messages.control import Role
 
 _ID = re.compile(r"[A-Za-z0-9_.-]+")
-_DEVICE = re.compile(r"cpu|cuda(:\d+)?")
+_DEVICE = re.compile(r"cpu|(cuda|rocm)(:\d+)?")
 RESERVED_IDS = frozenset({"gateway", "-"})
 """Names that mean something else in logs and in the placement header."""
 
@@ -68,7 +68,12 @@ def _of_instance(path: str, instance: InstanceConfig) -> Iterator[str]:
     if not _ID.fullmatch(instance.id) or instance.id in RESERVED_IDS:
         yield f"{path}.id is {instance.id!r}: use letters, digits, '_', '.' and '-', and not {sorted(RESERVED_IDS)}"
     if not _DEVICE.fullmatch(instance.device):
-        yield f"{path}.device is {instance.device!r}: write 'cpu', 'cuda' or 'cuda:N' (ROCm devices are 'cuda' too)"
+        yield f"{path}.device is {instance.device!r}: write 'cpu', 'cuda', 'cuda:N', 'rocm' or 'rocm:N'"
+    if (ranks := instance.tp * instance.pp) > 1:
+        yield (
+            f"{path} has tp {instance.tp} and pp {instance.pp} and so needs ranks: instances that span {ranks} devices "
+            "can be planned and simulated, but not run yet; use a plan with tp 1 and pp 1"
+        )
     yield from _refusal(f"{path}.kv_memory", lambda: parse_size(instance.kv_memory))
     cores = instance.cpu_affinity
     if cores is not None and (not cores or len(set(cores)) < len(cores) or min(cores) < 0):

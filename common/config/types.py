@@ -96,7 +96,13 @@ class InstanceConfig(_Section, frozen=True):
 
     id: InstanceId
     role: Role
+    host: str | None = None
+    """The machine that it runs on, for `pdmesh compose`; null: the gateway's."""
     device: str = "cpu"
+    """cpu, cuda[:N] or rocm[:N]."""
+    tp: Positive = 1
+    pp: Positive = 1
+    """Devices that it spans. Plans may have more than one; they cannot be run yet."""
     dtype: DType | None = None
     """None: the mesh's dtype."""
     threads: Annotated[int, msgspec.Meta(ge=1, le=1024)] | None = None
@@ -134,9 +140,22 @@ class MeshConfig(_Section, frozen=True):
     model: str = "smollm2"
     """A built-in name, a folder, a .gguf file, or a hub id."""
     dtype: DType = "float32"
-    policy: Literal["fixed", "disagg", "dp", "cronus"] = "fixed"
+    policy: Literal[
+        "fixed",
+        "disagg",
+        "dp",
+        "cronus",
+        "capacity",
+        "round_robin",
+        "random",
+        "jsq",
+        "power_of_two",
+        "least_kv",
+    ] = "fixed"
     """fixed: `split` says how much of a prompt is computed by a prefill instance. disagg: all of it. dp: nothing.
-    cronus: as much as keeps both busy, by what their steps cost."""
+    cronus: as much as keeps both busy, by what their steps cost. capacity: where the work ends soonest, by what each
+    instance can do, with and without a prefill instance. The others ignore what instances can do: rivals to measure
+    against."""
     split: Split = "full"
     gateway: GatewayConfig = GatewayConfig()
     transfer: TransferConfig = TransferConfig()

@@ -1,0 +1,72 @@
+"""What a deployment is planned for: machines, model, workload, limits, and what is wanted most."""
+
+from collections.abc import Mapping
+from enum import StrEnum
+
+import msgspec
+
+from common.config.types import InstanceConfig
+from services.simulator.hardware.strategy import Strategy
+from services.simulator.instance_facts import InstanceFacts
+from services.simulator.links import LinkSpec
+from services.simulator.served_model import ServedModel
+from services.simulator.workload.requests import Workload
+
+
+class Objective(StrEnum):
+    """What the best plan is best in."""
+
+    THROUGHPUT = "throughput"
+    """Requests per second, whatever the latencies."""
+    GOODPUT = "goodput"
+    """Requests per second within the limits."""
+    PRICE = "price"
+    """Least price per hour that serves the rate within the limits."""
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """What users may be made to wait, in seconds; None: any time."""
+
+    ttft_p99_s: float | None = None
+    tpot_p99_s: float | None = None
+
+
+class Pool(msgspec.Struct, frozen=True):
+    """Machines that are alike."""
+
+    name: str
+    device: str
+    """In words."""
+    machines: int
+    devices_per_machine: int
+    device_price: float | None
+    """Per hour and device; None: not known."""
+    facts: Mapping[Strategy, InstanceFacts]
+    """Of every strategy whose instance fits."""
+    refused: Mapping[Strategy, str]
+    """Of the other strategies: why not, and by how much."""
+    template: InstanceConfig
+    """What mesh.yaml says of each of its instances, but for id, role, host and strategy."""
+    host_link: LinkSpec
+    """From a machine to the others."""
+
+    @property
+    def devices(self) -> int:
+        """Over all machines."""
+        return self.machines * self.devices_per_machine
+
+
+class PlanRequest(msgspec.Struct, frozen=True):
+    """A checked plan file."""
+
+    pools: tuple[Pool, ...]
+    model: ServedModel
+    model_word: str
+    """What mesh.yaml calls the model."""
+    workload: Workload
+    rate_rps: float | None
+    """Wanted; None: as much as there is."""
+    limits: Limits
+    objective: Objective
+    budget: float | None = None
+    """Most price per hour; None: all machines."""
