@@ -26,7 +26,7 @@ class SimulatedInstance(msgspec.Struct, frozen=True):
     block_size: int = 16
     weight: float | None = None
     pipeline: PipelineSpec | None = None
-    """Decode only: its layers are split among devices, of which `timer` is the first; `budget` is of a micro-batch."""
+    """Its layers are split among devices, of which `timer` is of the first; `budget` is of a micro-batch."""
 
 
 class Cluster(msgspec.Struct, frozen=True):

@@ -20,7 +20,7 @@ from services.simulator.cluster_rules import (
     roles_of,
     serving_problems,
 )
-from services.simulator.hardware.catalogue import Catalogue, load_catalogue
+from services.simulator.hardware.catalogue import Catalogue, load_catalogue, with_own
 from services.simulator.hardware.memory import InfeasibleError
 from services.simulator.instance_facts import InstanceFacts, instance_facts
 from services.simulator.links import LinkSpec
@@ -109,6 +109,9 @@ def load_cluster_file(path: Path, catalogue: Catalogue | None = None) -> Cluster
         raise ConfigError("\n".join(f"{path}: {problem}" for problem in found))
     model = served_model(keys, path)
     catalogue = catalogue or load_catalogue()
+    if keys.devices is not None:
+        with _at(f"{path}: devices"):
+            catalogue = with_own(catalogue, path.parent / keys.devices)
     facts: dict[str, InstanceFacts] = {}
     for index, entry in enumerate(keys.instances):
         with _at(f"{path}: instances[{index}] ({entry.id})"):

@@ -50,10 +50,14 @@ class InstanceKeys(_Section, frozen=True):
     """A file that `pdmesh profile` wrote, beside this one or absolute: both the steps and what policies see of them."""
     assume: AssumedKeys = AssumedKeys()
     """With `device`."""
+    tp: Positive = 1
+    """With `device`: devices of one stage, which divide its heads, its KV and its vocabulary among them."""
+    pp: Positive = 1
+    """With `device`: stages, which divide the layers."""
     count: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 1
     """Above 1 the instances are called ID-0, ID-1, …"""
     budget: Positive = 512
-    """As decode instance: tokens per step, decodes first."""
+    """As decode instance: tokens per step, decodes first; with stages, of each micro-batch."""
     prefill_chunk: Positive | None = None
     """As prefill instance: tokens per step; null computes the whole prompt in one step."""
     max_batch: Positive = 256
@@ -96,6 +100,8 @@ class ClusterKeys(_Section, frozen=True):
     """Of `model`, as measured profiles name it; null: read where config.json lies beside its safetensors."""
     dtype: DType = "float16"
     """Of weights, computation and KV."""
+    devices: str | None = None
+    """A TOML file of devices beside those of the catalogue, or a folder of such files."""
     link: LinkKeys = LinkKeys()
     prefill_slots: Slots = 2
     """Requests at one prefill instance at a time."""

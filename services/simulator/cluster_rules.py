@@ -10,7 +10,7 @@ from common.config.sizes import parse_size
 from common.config.types import Split
 from common.errors import ConfigError
 from common.messages.control import Role
-from services.scheduling.policies import POLICIES
+from services.scheduling.policies import POLICIES, WHOLE_ONLY
 from services.simulator.cluster_keys import TUNED, AssumedKeys, ClusterKeys, InstanceKeys, SystemKeys
 
 _OF_ONE_POLICY = {"weights": "dp", "split": "fixed", "balance": "cronus"}
@@ -72,10 +72,11 @@ def _of_roles(policy: str, roles: Mapping[str, Role], split: Split | str) -> str
     remedy = "set another role, here or under `roles:` of a system"
     if not of_role[Role.DECODE]:
         return f"policy {policy!r} needs a decode instance, and there is none among [{', '.join(roles)}]; {remedy}"
-    if policy == "dp" and of_role[Role.PREFILL]:
+    if policy in WHOLE_ONLY and of_role[Role.PREFILL]:
         return (
-            f"policy 'dp' serves every request whole, at decode instances only, and {', '.join(of_role[Role.PREFILL])} "
-            f"would stand idle in the role prefill; {remedy} (decode, or null to leave an instance out)"
+            f"policy {policy!r} serves every request whole, at decode instances only, and "
+            f"{', '.join(of_role[Role.PREFILL])} would stand idle in the role prefill; {remedy} (decode, or null to "
+            "leave an instance out)"
         )
     uses_prefill = policy in ("disagg", "cronus") or (policy == "fixed" and split != 0)
     if uses_prefill and not of_role[Role.PREFILL]:
@@ -94,6 +95,11 @@ def _of_instance(path: str, instance: InstanceKeys) -> Iterator[str]:
         yield f"{path} ({instance.id}) has {both}: give the one or the other, a name of the catalogue or a file"
     if instance.device is None and (instance.assume != AssumedKeys() or instance.utilisation is not None):
         yield f"{path}: assume and utilisation are about a catalogue device; drop them, or give a device, not a profile"
+    if instance.device is None and (instance.tp, instance.pp) != (1, 1):
+        yield (
+            f"{path} has tp {instance.tp} and pp {instance.pp}, and a profile is of the ranks that were measured; drop "
+            "both, or give a device, not a profile"
+        )
     sizes = [key for key in ("kv_memory", "kv_tokens", "utilisation") if getattr(instance, key) is not None]
     if len(sizes) > 1:
         yield f"{path}: {' and '.join(sizes)} all say how much KV it holds; keep one"

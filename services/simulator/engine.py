@@ -115,6 +115,11 @@ class SimulatedEngine:
         self._events.clear()
         return events
 
+    def emitted(self, now: float) -> list[tuple[int, int]]:
+        """Of every decode job with a token, its key and the tokens that it has emitted by `now`."""
+        step = self._step
+        return self._core.emitted(0 if step is None else step.run.step_at(now - step.began) - 1)
+
     def load(self, now: float) -> SimulatedLoad:
         """What the engine holds at `now`; the step in progress has taken its blocks and computed nothing yet."""
         core, step = self._core, self._step

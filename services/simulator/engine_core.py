@@ -78,6 +78,15 @@ class SimulatedCore:
         else:
             self._release(sequence)
 
+    def emitted(self, made: int) -> list[tuple[int, int]]:
+        """Of every job with a token, its key and the tokens that it has emitted after `made` steps of the run in
+        progress; takes time in proportion to the jobs.
+        """
+        known = [
+            (s, self.crowd.computed(s) + 1 + made if s.finish_tick >= 0 else s.known) for s in self.by_key.values()
+        ]
+        return [(s.key, tokens - s.prompt) for s, tokens in known if tokens > s.prompt]
+
     def _run(self, sequences: list[SimulatedSequence]) -> None:
         for sequence in sequences:
             sequence.phase = Phase.RUNNING

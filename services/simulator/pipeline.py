@@ -18,7 +18,7 @@ from services.simulator.timing import StepTimer
 
 
 class PipelineEngine:
-    """A decode instance over the stages `first`, then `spec.later`; times are as SimulatedEngine's.
+    """An instance over the stages `first`, then `spec.later`; times are as SimulatedEngine's.
 
     A request is dealt to a micro-batch when it gets its blocks, and stays there until it ends or is preempted.  The
     next step of a micro-batch is decided when the first stage takes it, at the earliest when the last one has ended,
@@ -81,12 +81,11 @@ class PipelineEngine:
             )
         self._command(now, partial(self._accept, key, prompt_tokens, output_tokens, split))
 
-    def submit_prefill(self, key: int, tokens: int, now: float) -> None:  # noqa: ARG002 - as SimulatedEngine's
-        """Not for a pipeline: raises SimulationError."""
-        raise SimulationError(
-            f"job {key}: a prefill of {tokens} tokens for a pipeline, which serves whole requests; give this instance "
-            "the role decode, or take its pipeline away"
-        )
+    def submit_prefill(self, key: int, tokens: int, now: float) -> None:
+        """See SimulatedEngine; prompts of different micro-batches are in the pipeline at once."""
+        if tokens < 1:
+            raise SimulationError(f"job {key}: a prefill of {tokens} tokens; give at least 1")
+        self._command(now, partial(self._accept, key, tokens, 0, 0))
 
     def kv_landed(self, key: int, now: float) -> None:
         """See SimulatedEngine."""
@@ -118,6 +117,10 @@ class PipelineEngine:
         events = self._events.copy()
         self._events.clear()
         return events
+
+    def emitted(self, now: float) -> list[tuple[int, int]]:  # noqa: ARG002 - as SimulatedEngine's
+        """See SimulatedEngine."""
+        return [(key, tokens) for batch in self._books.batches for key, tokens in batch.emitted(0) if key in batch.held]
 
     def load(self, now: float) -> SimulatedLoad:  # noqa: ARG002 - as SimulatedEngine's; a step is not a run here
         """See SimulatedEngine; the steps on their way have taken their blocks and computed nothing yet."""

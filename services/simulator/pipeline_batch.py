@@ -106,9 +106,9 @@ class MicroBatch(SimulatedCore):
             sequence.phase = Phase.RECEIVING
             batch = books.least_loaded(self)
             batch.held.add(sequence.key)
-            if sequence.external:
+            if sequence.external or sequence.is_prefill:
                 self._events.append(BlocksReserved(sequence.key, now))
-            else:
+            if not sequence.external:
                 batch._run([sequence])
             if batch is self:
                 mine.append(sequence)

@@ -6,11 +6,9 @@ from dataclasses import dataclass
 import msgspec
 
 from services.simulator.engine_events import SimulationError
+from services.simulator.hardware.pipelined import TOKEN_BYTES
 from services.simulator.links import LinkSpec
 from services.simulator.timing import StepTimer
-
-_SAMPLED_BYTES = 8
-"""One sampled token on its way back to the first stage: an int64."""
 
 
 class PipelineSpec(msgspec.Struct, frozen=True):
@@ -104,5 +102,5 @@ class PipelineLine:
         if len(self._stages) == 1:
             return at
         is_last = number == len(self._stages) - 1
-        num_bytes = step.sampled * _SAMPLED_BYTES if is_last else step.tokens * self._bytes_per_token
+        num_bytes = step.sampled * TOKEN_BYTES if is_last else step.tokens * self._bytes_per_token
         return self._links[number].serve(at, num_bytes / self._link.bytes_per_s) + self._link.latency_s

@@ -14,6 +14,7 @@ from services.simulator.hardware.device import DeviceSpec
 from services.simulator.hardware.memory import UTILISATION, InfeasibleError, kv_capacity_tokens
 from services.simulator.hardware.models import ModelSpec
 from services.simulator.hardware.roofline import RooflineTimer
+from services.simulator.hardware.stages import stage_model
 from services.simulator.links import LinkSpec
 from services.simulator.pipeline_line import PipelineSpec
 
@@ -34,15 +35,6 @@ class LayerSplit(msgspec.Struct, frozen=True):
     """Of each stage for the step that the split was chosen for."""
     kv_tokens: int
     """Tokens whose KV both stages hold for their layers."""
-
-
-def stage_model(model: ModelSpec, layers: int) -> ModelSpec:
-    """What a stage with `layers` of a model's layers is, as a model: times, weights and KV follow from it.
-
-    Each stage has one of the two vocab × hidden matrices: the first the embedding, the last the output projection, and
-    both where they are tied.  (The first also gets the last norm, `hidden` numbers that it has not.)
-    """
-    return msgspec.structs.replace(model, layers=layers, tied=True)
 
 
 def filled_step(budget: int, prompt_tokens: float, output_tokens: float) -> StepShape:

@@ -7,17 +7,16 @@ no time: what follows from an event happens before the next event.
 import heapq
 from collections.abc import Callable
 from enum import IntEnum
-from typing import cast
 
 from common.errors import Failure
-from common.ids import Generation, InstanceId, RequestId, TransferId
+from common.ids import Generation, InstanceId, TransferId
 from common.messages.control import LinkFigures, LinkMeasured, Register, Role, RunDecode, RunPrefill
-from common.messages.sampling import SamplingParams
 from services.scheduling.lifecycle import Lifecycle, Limits
 from services.scheduling.lifecycle_events import Arrived, Fail, LifecycleEffect, LifecycleEvent, Place, Send
 from services.scheduling.members import MemberJoined
-from services.scheduling.request import RequestSpec
+from services.scheduling.output_lengths import OutputLengths
 from services.scheduling.routing import PlacementPolicy
+from services.simulator.clients import Clients
 from services.simulator.cluster import Cluster, SimulatedInstance
 from services.simulator.engine_events import SimulationError
 from services.simulator.gaps import GapHistogram
@@ -26,7 +25,6 @@ from services.simulator.workers import SimulatedDecode, SimulatedPrefill, Simula
 from services.simulator.workload.requests import Workload
 
 GENERATION = Generation(1)
-_GREEDY = SamplingParams()
 _NEVER = float("inf")
 _PROGRESS_CALLS = 100
 
@@ -49,6 +47,7 @@ class Order(IntEnum):
 class Simulation:
     """One run. `run` serves the whole workload; the records and the workers then hold what happened.
 
+    `max_tokens` and `output_lengths` (a name, or a predictor) are what Clients takes them for.
     `on_progress` hears the share of the requests that have ended, 1 at last, in at most 100 calls.
     Raises SimulationError where a request can never be served, or the books do not balance at the end.
     """
@@ -61,6 +60,8 @@ class Simulation:
         *,
         prefill_slots: int = 2,
         decode_batches: int = 2,
+        max_tokens: int | None = None,
+        output_lengths: str | OutputLengths = "quantile",
         checked: bool = False,
         on_progress: Callable[[float], None] | None = None,
     ) -> None:
@@ -69,10 +70,12 @@ class Simulation:
             RequestRecord(request.arrival_s, request.prompt_tokens, request.output_tokens)
             for request in workload.requests
         ]
+        self._clients = Clients(workload, max_tokens)
         self.gaps = GapHistogram()
         self.now = 0.0
         limits = Limits(queue=len(self.records), prefill_slots=prefill_slots, decode_batches=decode_batches)
-        self._lifecycle = Lifecycle(limits, policy)
+        self._lifecycle = Lifecycle(limits, policy, self._clients.predictor(output_lengths))
+        self._tells_tokens = policy.counts_tokens
         self._heap: list[tuple[float, Order, int, SimulatedWorker | None, int]] = []
         self._scheduled = 0
         self._checked = checked
@@ -109,8 +112,16 @@ class Simulation:
     # ------------------------------------------------------------ members
 
     def _worker(self, spec: SimulatedInstance) -> SimulatedWorker:
-        kind = SimulatedPrefill if spec.role is Role.PREFILL else SimulatedDecode
-        return kind(spec, self.cluster, self.gaps, checked=self._checked)
+        if spec.role is Role.PREFILL:
+            return SimulatedPrefill(spec, self.cluster, self.gaps, checked=self._checked)
+        return SimulatedDecode(
+            spec,
+            self.cluster,
+            self.gaps,
+            self._clients.output_tokens,
+            checked=self._checked,
+            tells_tokens=self._tells_tokens,
+        )
 
     def _join(self) -> None:
         decodes = [spec for spec in self.cluster.instances if spec.role is Role.DECODE]
@@ -151,16 +162,17 @@ class Simulation:
         key = self._next_arrival
         self._next_arrival += 1
         self._schedule_arrival()
-        record = self.records[key]
-        spec = RequestSpec(
-            request=RequestId(str(key)),
-            # Nothing looks at the tokens: a range has the length and the slices of a prompt without its memory.
-            prompt=cast(tuple[int, ...], range(record.prompt_tokens)),
-            sampling=_GREEDY,
-            max_tokens=record.output_tokens,
-            deadline_at=_NEVER,
-        )
+        self._hear_of_tokens()
+        spec = self._clients.spec(key)
         self._handle(Arrived(self.now, spec, TransferId(spec.request), b""))
+
+    def _hear_of_tokens(self) -> None:
+        """Those of the steps in progress: no event tells them."""
+        if not self._tells_tokens:
+            return
+        for worker in self.workers.values():
+            if isinstance(worker, SimulatedDecode) and (message := worker.told_by(self.now)) is not None:
+                self._handle(message)
 
     def _land(self, key: int) -> None:
         record = self.records[key]
@@ -219,6 +231,8 @@ class Simulation:
 
     def _handle(self, event: LifecycleEvent) -> None:
         self._perform(self._lifecycle.handle(event))
+        if self._checked:
+            self._lifecycle.check()
 
     def _perform(self, effects: list[LifecycleEffect]) -> None:
         touched: list[SimulatedWorker] = []

@@ -7,6 +7,7 @@ import msgspec
 from common.config.types import Split
 from common.messages.control import Role
 from services.scheduling.balancer import Balance
+from services.scheduling.capacity import CapacityPolicy, CapacitySettings
 from services.scheduling.cronus import CronusPolicy, CronusSettings
 from services.scheduling.policies import load_policy
 from services.scheduling.routing import PlacementPolicy
@@ -29,6 +30,12 @@ class System(msgspec.Struct, frozen=True):
     balance: Balance = Balance.FINISH
     prefill_slots: int = 2
     decode_batches: int = 2
+    max_tokens: int | None = None
+    """What requests say that their answers may have at most; None: just how long each is."""
+    output_lengths: str = "quantile"
+    """How the lengths of answers are predicted: oracle, or as in mesh.yaml."""
+    capacity: CapacitySettings = CapacitySettings()
+    """Of the policy of that name."""
     tunes_split: bool = False
     tunes_weights: bool = False
     """Whether the split, or the weights, are still to be found (services.simulator.tuning)."""
@@ -37,6 +44,8 @@ class System(msgspec.Struct, frozen=True):
         """A fresh one."""
         if self.policy == "cronus":
             return CronusPolicy(CronusSettings(balance=self.balance))
+        if self.policy == "capacity":
+            return CapacityPolicy(self.capacity)
         return load_policy(self.policy, self.split)
 
     def entry_sizes(self) -> dict[str, int]:
@@ -72,6 +81,8 @@ def serve(system: System, workload: Workload, on_progress: Callable[[float], Non
             policy_name=system.name,
             prefill_slots=system.prefill_slots,
             decode_batches=system.decode_batches,
+            max_tokens=system.max_tokens,
+            output_lengths=system.output_lengths,
             on_progress=on_progress,
         )
     except SimulationError as error:

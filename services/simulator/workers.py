@@ -1,5 +1,6 @@
 """Simulated workers: an engine each, and what services.prefill and services.decode do around one."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from common.ids import Generation, InstanceId, RequestId
@@ -33,6 +34,8 @@ from services.simulator.pipeline import PipelineEngine
 
 _GENERATION = Generation(1)
 _NEVER = float("inf")
+_TELL_STEPS = 16
+"""How many steps a decode instance makes before it tells all tokens anew, where they are asked for."""
 _TAKER = ownership.TakerAccepted()
 _READ = ownership.ReadBegan()
 _READ_ENDED = ownership.ReadEnded()
@@ -184,12 +187,31 @@ class SimulatedPrefill(SimulatedWorker):
 
 
 class SimulatedDecode(SimulatedWorker):
-    """Takes over first parts, computes the rest and decodes."""
+    """Takes over first parts, computes the rest and decodes.
 
-    def __init__(self, spec: SimulatedInstance, cluster: Cluster, gaps: GapRecorder, *, checked: bool) -> None:
+    `output_tokens` says how long the answer to a request is, whatever its max_tokens, which is no less.  With
+    `tells_tokens` the tokens of running answers are told every few steps, else only the first and, at the end, the
+    others: a simulation is as much quicker.
+    """
+
+    def __init__(
+        self,
+        spec: SimulatedInstance,
+        cluster: Cluster,
+        gaps: GapRecorder,
+        output_tokens: Callable[[int], int],
+        *,
+        checked: bool,
+        tells_tokens: bool = False,
+    ) -> None:
         limits = BatchLimits(block_size=spec.block_size, max_sequences=spec.max_batch, budget=spec.budget)
         super().__init__(spec, cluster, gaps, limits, checked=checked)
+        self._output_tokens = output_tokens
+        self._tells_tokens = tells_tokens
         self._jobs: dict[int, RunDecode] = {}
+        self._told: dict[int, int] = {}
+        """Tokens told of each job."""
+        self._told_at_step = 0
         self._reserved: dict[int, float] = {}
 
     def run(self, message: RunPrefill | RunDecode, now: float) -> None:
@@ -197,7 +219,7 @@ class SimulatedDecode(SimulatedWorker):
         assert isinstance(message, RunDecode)
         key = int(message.request)
         self._jobs[key] = message
-        self.engine.submit_decode(key, len(message.prompt), message.split, message.max_tokens, now)
+        self.engine.submit_decode(key, len(message.prompt), message.split, self._output_tokens(key), now)
 
     def advance(self, now: float) -> WorkerReport:
         """See SimulatedWorker."""
@@ -207,7 +229,8 @@ class SimulatedDecode(SimulatedWorker):
             match event:
                 case FirstToken(key=key, at=at):
                     report.first_tokens.append((key, at))
-                    items.append(EmittedTokens(RequestId(str(key)), 0, 0, (0,)))
+                    self._told[key] = 1
+                    items.append(_tokens(key, 0, 1))
                 case Finished(key=key, at=at):
                     report.finished.append((key, at))
                     items.append(self._last(key))
@@ -220,8 +243,14 @@ class SimulatedDecode(SimulatedWorker):
                 case _:
                     pass
         if items:
+            items += self._news(now)
             report.message = TokensEmitted(self.name, _GENERATION, tuple(items), self._progress(now))
         return report
+
+    def told_by(self, now: float) -> TokensEmitted | None:
+        """Tokens that came by `now`, between two events, if there are news."""
+        items = self._news(now)
+        return TokensEmitted(self.name, _GENERATION, tuple(items), self._progress(now)) if items else None
 
     def reserved_at(self, key: int) -> float | None:
         """When the job got its blocks; None: not yet."""
@@ -240,15 +269,32 @@ class SimulatedDecode(SimulatedWorker):
             raise SimulationError(f"instance {self.name!r} still has jobs {[*self._jobs]} at the end")
 
     def _last(self, key: int) -> EmittedTokens:
-        """All tokens but the first: what came since is told at once, for nothing is decided by each of them."""
-        output = self._jobs.pop(key).max_tokens
-        first = min(1, output - 1)
-        return EmittedTokens(RequestId(str(key)), 0, first, (0,) * (output - first), FinishReason.LENGTH)
+        """All tokens not told yet; with the last one at least."""
+        output, most = self._output_tokens(key), self._jobs.pop(key).max_tokens
+        first = min(self._told.pop(key), output - 1)
+        return _tokens(key, first, output, FinishReason.LENGTH if output == most else FinishReason.STOP)
+
+    def _news(self, now: float) -> list[EmittedTokens]:
+        """Of every answer that goes on, the tokens not told yet; none within a few steps of the last time."""
+        if not self._tells_tokens or (steps := self.engine.load(now).steps) < self._told_at_step + _TELL_STEPS:
+            return []
+        self._told_at_step = steps
+        items: list[EmittedTokens] = []
+        for key, emitted in self.engine.emitted(now):
+            if emitted > self._told[key]:
+                items.append(_tokens(key, self._told[key], emitted))
+                self._told[key] = emitted
+        return items
 
     def _progress(self, now: float) -> DecodeProgress:
-        """Told with first and last tokens only: a step between them need not be an event.
+        """Told with tokens: a step without a first or a last one need not be an event.
 
         So the contexts that the gateway knows of are some steps old, by well below 1 % where many sequences decode.
         """
         load = self.engine.load(now)
         return DecodeProgress(load.context_tokens, load.partial_tokens)
+
+
+def _tokens(key: int, first: int, stop: int, finish: FinishReason | None = None) -> EmittedTokens:
+    """Tokens [first, stop) of the one choice of a request."""
+    return EmittedTokens(RequestId(str(key)), 0, first, (0,) * (stop - first), finish)

@@ -1,8 +1,9 @@
-"""The known devices, read from the package's device files when they are asked for."""
+"""The known devices, read from the package's device files when they are asked for, and from a user's own."""
 
 import difflib
 from importlib import resources
 from importlib.resources.abc import Traversable
+from pathlib import Path
 from typing import TypeVar
 
 import msgspec
@@ -11,6 +12,10 @@ from common.errors import ConfigError
 from services.simulator.hardware.device import DeviceSpec, check_device
 
 _File = TypeVar("_File")
+
+HOW_TO_ADD = (
+    "to add one, describe it in a TOML file (docs/devices.md shows one) and name the file under the key `devices`"
+)
 
 
 class Catalogue(msgspec.Struct, frozen=True):
@@ -27,7 +32,8 @@ class Catalogue(msgspec.Struct, frozen=True):
             return by_name[wanted]
         near = difflib.get_close_matches(wanted, by_name, n=1)
         hint = f"did you mean {by_name[near[0]].name!r}? " if near else ""
-        raise ConfigError(f"device {name!r} is not in the catalogue; {hint}it has {', '.join(self.names())}")
+        has = f"it has {', '.join(self.names())}"
+        raise ConfigError(f"device {name!r} is not in the catalogue; {hint}{has}; {HOW_TO_ADD}")
 
     def names(self) -> tuple[str, ...]:
         """The names of all devices, in the order of the files."""
@@ -38,19 +44,43 @@ class _DeviceFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     devices: tuple[DeviceSpec, ...]
 
 
+class _OwnFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    devices: tuple[DeviceSpec, ...]
+    sources: dict[str, str] = {}
+
+
 class _SourceFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sources: dict[str, str]
 
 
-def load_catalogue(folder: Traversable | None = None) -> Catalogue:
+def load_catalogue(folder: Traversable | None = None, own: Path | None = None) -> Catalogue:
     """The devices of the TOML files in `folder` (its sources.toml explains the sources); None: the package's own.
 
-    Reads and checks the files at each call: call once and pass the catalogue on. Raises ConfigError.
+    `own`: see with_own.  Reads and checks the files at each call: call once and pass the catalogue on.  Raises
+    ConfigError.
     """
     folder = folder or resources.files("services.simulator.hardware") / "devices"
     sources = _decode(folder / "sources.toml", _SourceFile).sources
     files = sorted((file for file in folder.iterdir() if _is_device_file(file)), key=lambda file: file.name)
     devices = tuple(device for file in files for device in _decode(file, _DeviceFile).devices)
+    _check(devices, sources)
+    catalogue = Catalogue(devices, sources)
+    return catalogue if own is None else with_own(catalogue, own)
+
+
+def with_own(catalogue: Catalogue, path: Path) -> Catalogue:
+    """`catalogue` and the devices of the TOML file `path`, or of all in that folder; a name known already is replaced.
+
+    Such a file has `[[devices]]` as the package's have, and may have `[sources]` of its own.  Raises ConfigError.
+    """
+    files = sorted(path.glob("*.toml")) if path.is_dir() else [path]
+    if not files:
+        raise ConfigError(f"the folder {str(path)!r} has no *.toml with devices; {HOW_TO_ADD}")
+    read = [_decode(file, _OwnFile) for file in files]
+    own = tuple(device for file in read for device in file.devices)
+    sources = catalogue.sources | {key: meaning for file in read for key, meaning in file.sources.items()}
+    names = {_plain(device.name) for device in own}
+    devices = tuple(device for device in catalogue.devices if _plain(device.name) not in names) + own
     _check(devices, sources)
     return Catalogue(devices, sources)
 
@@ -73,7 +103,8 @@ def _check(devices: tuple[DeviceSpec, ...], sources: dict[str, str]) -> None:
         for field, figure in device.figures():
             if figure.source not in sources:
                 raise ConfigError(
-                    f"{field} of {device.name} has the source {figure.source!r}; sources.toml has {', '.join(sources)}"
+                    f"{field} of {device.name} has the source {figure.source!r}; known are {', '.join(sources)}: "
+                    "use one of these, or explain yours under [sources]"
                 )
         for word in (device.name, *device.aliases):
             if _plain(word) in seen:

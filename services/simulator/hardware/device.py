@@ -21,6 +21,8 @@ class Vendor(StrEnum):
     AMD = "AMD"
     HUAWEI = "Huawei"
     INTEL = "Intel"
+    OTHER = "other"
+    """Of devices that users describe."""
 
 
 class Figure(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -68,6 +70,8 @@ class DeviceSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Share of the published bandwidth that decode steps reach."""
     step_overhead_ms: Figure
     """What a step takes beside the device's own work: a trait of the engine more than of the device."""
+    interconnect_devices: int | None = None
+    """Most devices that the interconnect joins: 2 for bridges; null: all of a host."""
     aliases: tuple[str, ...] = ()
     bf16: bool = True
     prices: dict[str, Figure] = {}
@@ -145,6 +149,9 @@ class DeviceSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 def check_device(device: DeviceSpec) -> None:
     """Raise ConfigError where a figure cannot be one: figures that divide must be above 0, efficiencies at most 1."""
+    joined = device.interconnect_devices
+    if joined is not None and joined < 2:
+        raise ConfigError(f"interconnect_devices of {device.name} is {joined!r}; it joins at least 2, or leave it out")
     for field, figure in device.figures():
         value = figure.value
         may_be_zero = field in {"interconnect_gb_s", "step_overhead_ms"} or field.startswith("prices.")

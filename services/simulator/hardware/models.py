@@ -5,6 +5,7 @@ Dense decoders with gated MLPs (the Llama family): every figure follows from the
 
 import difflib
 from collections.abc import Mapping
+from math import ceil
 
 import msgspec
 
@@ -45,6 +46,11 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
         return self.layers * (attention + 3 * self.hidden * self.intermediate)
 
     @property
+    def kv_linear_params(self) -> int:
+        """Those of `linear_params` that make keys and values."""
+        return 2 * self.layers * self.hidden * self.kv_heads * self.head_dim
+
+    @property
     def params(self) -> int:
         """All parameters, a tied embedding once."""
         embeddings = (1 if self.tied else 2) * self.vocab * self.hidden
@@ -59,6 +65,23 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     def kv_bytes_per_token(self, dtype: DType) -> int:
         """Bytes of K and V of one token over all layers, in `dtype`."""
         return 2 * self.layers * self.kv_heads * self.head_dim * KVDType(dtype).size_bytes
+
+    # ------------------------------------------------------------ one of tp ranks
+
+    def rank_linear_params(self, tp: int) -> float:
+        """Of `linear_params` those of one of `tp` ranks; a KV head is held whole, by several where there are fewer."""
+        return (self.linear_params - self.kv_linear_params) / tp + self.kv_linear_params / min(tp, self.kv_heads)
+
+    def rank_weight_bytes(self, dtype: DType, tp: int) -> int:
+        """Bytes of the parameters of one of `tp` ranks. Embedding and output are divided by vocabulary; so are norms
+        and biases here, which every rank holds whole, and which are below 0.1 % of all.
+        """
+        of_kv = self.kv_linear_params / min(tp, self.kv_heads)
+        return ceil(((self.params - self.kv_linear_params) / tp + of_kv) * KVDType(dtype).size_bytes)
+
+    def rank_kv_bytes_per_token(self, dtype: DType, tp: int) -> int:
+        """Bytes of K and V of one token at one of `tp` ranks: no less than one head's."""
+        return self.kv_bytes_per_token(dtype) // min(tp, self.kv_heads)
 
 
 MODELS: tuple[ModelSpec, ...] = (

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 
 from common.errors import ConfigError
+from services.simulator.hardware.pipelined import PipelinedTimer
+from services.simulator.links import LinkSpec
 from services.simulator.timing import DecodeLine, StepTimer
 
 
@@ -24,3 +26,12 @@ class SlowedTimer(StepTimer):
         """As StepTimer says."""
         line = self._timer.decode_line(decodes)
         return DecodeLine(self._slowdown * line.base, self._slowdown * line.per_context)
+
+
+def slowed(timer: StepTimer, slowdown: float) -> StepTimer:
+    """`timer` with steps that take `slowdown` times as long: of a pipeline every stage and every hand-over."""
+    if not isinstance(timer, PipelinedTimer):
+        return SlowedTimer(timer, slowdown)
+    stages = [SlowedTimer(stage, slowdown) for stage in timer.stages]
+    link = LinkSpec(timer.link.bytes_per_s / slowdown, slowdown * timer.link.latency_s)
+    return PipelinedTimer(stages, timer.layers, link, timer.bytes_per_token)

@@ -23,6 +23,8 @@ class TracedRequest(msgspec.Struct, frozen=True):
 
     Equal identities at the start of two requests say that their prompts start with the same tokens.
     """
+    user: str = ""
+    """Whom or what it is for: its class, where output lengths are predicted by class."""
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.arrival_s) and self.arrival_s >= 0):
@@ -76,7 +78,12 @@ def scaled(workload: Workload, divisor: int) -> Workload:
         name=f"{workload.name}-div{divisor}",
         source=f"{workload.source}; lengths divided by {divisor}, rounded up",
         requests=tuple(
-            TracedRequest(request.arrival_s, -(-request.prompt_tokens // divisor), -(-request.output_tokens // divisor))
+            msgspec.structs.replace(
+                request,
+                prompt_tokens=-(-request.prompt_tokens // divisor),
+                output_tokens=-(-request.output_tokens // divisor),
+                hash_ids=(),
+            )
             for request in workload.requests
         ),
     )

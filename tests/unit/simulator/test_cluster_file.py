@@ -23,6 +23,7 @@ from services.simulator.hardware.memory import InfeasibleError
 from services.simulator.hardware.models import find_model
 from services.simulator.hardware.roofline import RooflineTimer
 from services.simulator.hardware.spec_profile import spec_profile
+from services.simulator.hardware.strategy import Strategy
 
 CATALOGUE = load_catalogue()
 LLAMA = find_model("LLaMA3-8B")
@@ -173,6 +174,75 @@ def test_room_for_kv_in_tokens_or_bytes_or_as_a_share(tmp_path):
     assert kv_tokens(utilisation=0.8) < kv_tokens() == SPEC.kv_capacity_tokens < kv_tokens(utilisation=1)
     # What is said outright may take more than the share of the memory that an engine takes by itself.
     assert kv_tokens(kv_tokens=kv_tokens() + 1000) == kv_tokens() + 1000
+
+
+# ---------------------------------------------------------------- several devices, and one's own
+
+
+def test_an_entry_over_several_devices(tmp_path):
+    entries = [{**A10, "tp": 2}, {**A100, "tp": 2, "pp": 2}]
+    file = loaded(tmp_path, instances=entries)
+    (system,) = file.systems(["disagg"])
+    p, d = system.cluster.instances
+    assert (p.pipeline, d.pipeline.layers, d.pipeline.micro_batches) == (None, (16, 16), 2)
+    assert (file.facts["a10"].strategy, file.facts["a100"].strategy) == (Strategy(2), Strategy(2, 2))
+    assert file.facts["a10"].device == "2 × A10, TP2"
+    assert p.kv_tokens > 4 * SPEC.kv_capacity_tokens
+    assert p.costs.prefill.seconds(1000) < 0.7 * SPEC.costs.prefill.seconds(1000)
+
+
+def test_a_slow_pipeline_is_slow_in_every_stage(tmp_path):
+    plain, slow = (
+        loaded(tmp_path, instances=[A10, {**A100, "pp": 2, **more}]).facts["a100"] for more in ({}, {"slowdown": 2})
+    )
+    step = (((300, 100),), 7, 4000)
+    for role in Role:
+        assert slow.timers[role].step_seconds(*step) == pytest.approx(2 * plain.timers[role].step_seconds(*step))
+    assert slow.throughput_costs.prefill.seconds(500) == pytest.approx(2 * plain.throughput_costs.prefill.seconds(500))
+
+
+def test_a_strategy_that_cannot_be(tmp_path):
+    for keys, said in (
+        ({"tp": 3}, r"instances\[0\] \(a10\): tp 3 and pp 1: each must be a power of two"),
+        ({"tp": 64}, r"\(a10\): TP64 does not divide the 32 heads of LLaMA3-8B.* it can be TP1, TP2"),
+        ({"tp": 0}, r"instances\[0\]\.tp is 0"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            loaded(tmp_path, instances=[{**A10, **keys}, A100])
+    with_ranks = {"id": "a10", "role": "prefill", "profile": "a10.json", "pp": 2}
+    with pytest.raises(ConfigError, match=r"instances\[0\] has tp 1 and pp 2, and a profile is of the ranks that were"):
+        with_profile(tmp_path, SPEC, instances=[with_ranks, A100])
+
+
+TWICE_AN_A10 = """
+[[devices]]
+name = "X1"
+vendor = "other"
+fp16_tflops = [250, "recalled"]
+memory_mib = [22589, "recalled"]
+memory_gb_s = [600, "recalled"]
+interconnect = "none"
+interconnect_gb_s = [0, "recalled"]
+host_link = "PCIe 4 x16"
+host_link_gb_s = [32, "recalled"]
+tdp_w = [150, "recalled"]
+compute_efficiency = [0.48, "recalled"]
+memory_efficiency = [0.8, "recalled"]
+step_overhead_ms = [5, "recalled"]
+"""
+
+
+def test_devices_of_the_file_s_own(tmp_path):
+    (tmp_path / "mine.toml").write_text(TWICE_AN_A10)
+    entry = {**A10, "device": "x1"}
+    file = loaded(tmp_path, devices="mine.toml", instances=[entry, A100])
+    twice = RooflineTimer(CATALOGUE.device("A10").assuming(compute_efficiency=0.96), LLAMA, "float16")
+    step = (((1000, 0),), 0, 0)
+    assert file.facts["a10"].timers[Role.PREFILL].step_seconds(*step) == pytest.approx(twice.step_seconds(*step))
+    with pytest.raises(ConfigError, match=r"device 'x1' is not in the catalogue.*under the key `devices`"):
+        loaded(tmp_path, instances=[entry, A100])
+    with pytest.raises(ConfigError, match=r"cluster\.yaml: devices: device file 'gone\.toml' cannot be used"):
+        loaded(tmp_path, devices="gone.toml")
 
 
 # ---------------------------------------------------------------- models and profiles

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from common.errors import ConfigError
-from services.simulator.hardware.catalogue import Catalogue, load_catalogue
+from services.simulator.hardware.catalogue import Catalogue, load_catalogue, with_own
 from services.simulator.hardware.device import DeviceSpec, Figure, Vendor
 
 CATALOGUE = load_catalogue()
@@ -37,7 +37,7 @@ def folder(tmp_path: Path, text: str, sources: str = 'sheet = ""\nrecalled = ""\
 
 
 def test_every_vendor_has_a_device_and_the_paper_pairs_are_there() -> None:
-    assert {device.vendor for device in CATALOGUE.devices} == set(Vendor)
+    assert {device.vendor for device in CATALOGUE.devices} == set(Vendor) - {Vendor.OTHER}
     assert {"A100 80GB SXM", "A10", "A30", "MI300X", "Ascend 910B", "Gaudi2", "Xeon 8480+"} <= set(CATALOGUE.names())
 
 
@@ -68,7 +68,7 @@ def test_an_unknown_device_is_answered_with_the_nearest_and_all_names() -> None:
         CATALOGUE.device("A1O0 80GB")
     for name in CATALOGUE.names():
         assert name in str(error.value)
-    with pytest.raises(ConfigError, match=r"in the catalogue; it has A100"):
+    with pytest.raises(ConfigError, match=r"in the catalogue; it has A100.*; to add one, describe it in a TOML file"):
         CATALOGUE.device("quantum")
 
 
@@ -152,6 +152,41 @@ def test_a_folder_of_ones_own(tmp_path: Path) -> None:
 def test_a_wrong_file_is_refused_with_the_place(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=f"(?s){message}"):
         load_catalogue(folder(tmp_path, text))
+
+
+OWN = FILE.replace('"AMD"', '"other"').replace('[100, "sheet"]', '[100, "ours"]', 1)
+
+
+def test_devices_of_ones_own_beside_the_packages(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(OWN.replace('"sheet"', '"recalled"') + '[sources]\nours = "our own runs"\n')
+    catalogue = with_own(CATALOGUE, tmp_path / "mine.toml")
+    assert catalogue.device("x1").vendor is Vendor.OTHER
+    assert catalogue.names() == (*CATALOGUE.names(), "X1")
+    assert catalogue.sources["ours"] == "our own runs"
+    assert load_catalogue(own=tmp_path).device("x-1") == catalogue.device("X1")
+    assert "X1" not in CATALOGUE.names()
+
+
+def test_a_device_of_ones_own_replaces_the_packages(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(FILE.replace("X1", "a10").replace('"sheet"', '"recalled"'))
+    catalogue = with_own(CATALOGUE, tmp_path / "mine.toml")
+    assert catalogue.device("A10").flops == 50e12
+    assert len(catalogue.devices) == len(CATALOGUE.devices)
+    (tmp_path / "mine.toml").write_text(FILE.replace("X1", "a100").replace('"sheet"', '"recalled"'))
+    with pytest.raises(ConfigError, match="'a100' names both A100 80GB SXM and a100; rename one"):
+        with_own(CATALOGUE, tmp_path)
+
+
+def test_own_files_that_cannot_be_used(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"has no \*\.toml with devices; to add one"):
+        with_own(CATALOGUE, tmp_path)
+    with pytest.raises(ConfigError, match=r"device file 'gone\.toml' cannot be used"):
+        with_own(CATALOGUE, tmp_path / "gone.toml")
+    (tmp_path / "mine.toml").write_text(OWN)
+    with pytest.raises(
+        ConfigError, match=r"of X1 has the source 'ours'; known are .* or explain yours under \[sources\]"
+    ):
+        with_own(CATALOGUE, tmp_path / "mine.toml")
 
 
 def test_devices_are_values() -> None:

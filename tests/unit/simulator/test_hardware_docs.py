@@ -33,6 +33,15 @@ def test_recalled_and_estimated_figures_are_marked(device: DeviceSpec) -> None:
     assert ("fp16 only" in row) is not device.bf16
 
 
+def test_the_device_of_ones_own_can_be_used(tmp_path: Path) -> None:
+    block = PAGE.partition("<!-- own: begin -->\n")[2].partition("<!-- own: end -->")[0]
+    (tmp_path / "mine.toml").write_text(re.sub("^    ", "", block, flags=re.MULTILINE))
+    device = load_catalogue(own=tmp_path / "mine.toml").device("x100")
+    assert (device.flops, device.interconnect_devices, device.price("ours")) == (125e12, 8, 1.5)
+    named = set(re.findall(r"^    (\w+) = ", block, re.MULTILINE))
+    assert named - {"ours", "sheet"} == set(DeviceSpec.__struct_fields__) - {"prices"}
+
+
 def test_the_example_runs() -> None:
     (source,) = re.findall(r"(?:^(?:    .*)?\n)*    profile = .*\n", PAGE, re.MULTILINE)
     names: dict[str, Any] = {}

@@ -52,7 +52,7 @@ def test_a_decode_line_that_never_leaves_the_memory_bound_is_exact() -> None:
 
 def test_points_are_the_rooflines_fit_the_kv_and_fill_the_budget() -> None:
     timer = RooflineTimer(CATALOGUE.device("A10"), find_model("LLaMA3-8B"), "float16")
-    points = list(spec_points(timer, BUDGET, 256, capacity=20_000))
+    points = list(spec_points(timer.step_seconds, BUDGET, 256, capacity=20_000))
     for point in points:
         shape = point.shape
         chunks = ((shape.chunk_tokens, shape.chunk_context),) if shape.chunk_tokens else ()
@@ -70,7 +70,7 @@ def test_points_are_the_rooflines_fit_the_kv_and_fill_the_budget() -> None:
 
 def test_no_more_decodes_than_the_instance_takes() -> None:
     timer = RooflineTimer(CATALOGUE.device("A100"), find_model("LLaMA3-8B"), "float16")
-    assert max(point.shape.decodes for point in spec_points(timer, BUDGET, 16, capacity=10**6)) == 16
+    assert max(point.shape.decodes for point in spec_points(timer.step_seconds, BUDGET, 16, capacity=10**6)) == 16
 
 
 def test_what_cannot_be_served_has_no_profile() -> None:

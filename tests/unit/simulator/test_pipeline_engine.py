@@ -313,8 +313,8 @@ def test_the_load_is_what_is_held() -> None:
 
 def test_misuse_says_what_to_do() -> None:
     engine, _ = pipeline(3.0, 2.0)
-    with pytest.raises(SimulationError, match="give this instance the role decode"):
-        engine.submit_prefill(1, 8, 0.0)
+    with pytest.raises(SimulationError, match="a prefill of 0 tokens; give at least 1"):
+        engine.submit_prefill(1, 0, 0.0)
     with pytest.raises(SimulationError, match=r"split in \[0, prompt tokens - 1\]"):
         engine.submit_decode(1, 8, 8, 1, 0.0)
     engine.submit_decode(1, 8, 0, 1, 1.0)

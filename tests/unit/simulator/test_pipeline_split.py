@@ -13,13 +13,13 @@ from services.simulator.hardware.device import DeviceSpec, Figure
 from services.simulator.hardware.memory import InfeasibleError, kv_capacity_tokens
 from services.simulator.hardware.models import ModelSpec, find_model
 from services.simulator.hardware.roofline import RooflineTimer
+from services.simulator.hardware.stages import stage_model
 from services.simulator.links import LinkSpec
 from services.simulator.pipeline_split import (
     DevicePair,
     filled_step,
     pipelined_instance,
     split_layers,
-    stage_model,
     stage_timers,
 )
 
