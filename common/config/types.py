@@ -156,6 +156,9 @@ class MeshConfig(_Section, frozen=True):
     cronus: as much as keeps both busy, by what their steps cost. capacity: where the work ends soonest, by what each
     instance can do, with and without a prefill instance. The others ignore what instances can do: rivals to measure
     against."""
+    output_lengths: Literal["quantile", "mean", "class", "max_tokens"] = "class"
+    """Policies that predict: how long an answer is expected to be. quantile: the 0.6 quantile of the last answers.
+    mean: their mean. class: the quantile of those to the same `user`. max_tokens: as long as the request allows."""
     split: Split = "full"
     gateway: GatewayConfig = GatewayConfig()
     transfer: TransferConfig = TransferConfig()

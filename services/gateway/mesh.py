@@ -156,6 +156,7 @@ class MeshShell:
             stop_tokens=request.stop_tokens,
             min_tokens=request.min_tokens,
             split=request.split,
+            user=request.user,
         )
         self._traces.arrived(request)
         transfer = TransferId(f"{request.request}:{secrets.token_hex(4)}")

@@ -12,11 +12,14 @@ from common.messages.sampling import SamplingParams
 from services.gateway.openai_errors import ApiError, invalid
 from services.gateway.openai_types import ChatFields, CompletionFields, GenerationFields, MessageFields
 
-IGNORED: Final = frozenset({"user", "metadata", "store", "service_tier"})
+IGNORED: Final = frozenset({"metadata", "store", "service_tier"})
 """Accepted without effect, because unchanged clients send them."""
 
 COMPLETION_MAX_TOKENS: Final = 16
 """What /v1/completions gives when nobody says how much."""
+
+USER_CHARACTERS: Final = 128
+"""So much of `user` tells users apart: it is kept, and clients may send anything."""
 
 _ROLES: Final = MappingProxyType({"developer": "system"})
 """Newer clients say developer; the models' templates know system."""
@@ -59,6 +62,7 @@ class Call(msgspec.Struct, frozen=True):
     split: str | int | float | None
     stream: bool
     include_usage: bool
+    user: str = ""
 
 
 class CallRules(msgspec.Struct, frozen=True):
@@ -135,6 +139,7 @@ def _call(
         split=None if fields.pdmesh is None else fields.pdmesh.split,
         stream=fields.stream,
         include_usage=options is not None and options.include_usage,
+        user=fields.user[:USER_CHARACTERS],
     )
 
 

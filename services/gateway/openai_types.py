@@ -52,6 +52,7 @@ class GenerationFields(_Fields, frozen=True, kw_only=True):
     stream: bool = False
     stream_options: StreamOptions | None = None
     pdmesh: PlacementFields | None = None
+    user: str = ""
 
 
 class MessageFields(_Fields, frozen=True):

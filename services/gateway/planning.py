@@ -20,6 +20,7 @@ def plan_request(
         stop_tokens=() if call.ignore_eos else tuple(sorted(eos_ids)),
         min_tokens=call.min_tokens,
         split=call.split,
+        user=call.user,
     )
 
 

@@ -32,6 +32,7 @@ from services.gateway.trace_routes import TraceRoutes
 from services.gateway.traces import Traces
 from services.scheduling.lifecycle import Lifecycle, Limits
 from services.scheduling.membership import Membership
+from services.scheduling.output_lengths import load_predictor
 from services.scheduling.policies import load_policy
 from services.text.chat_template import ChatTemplate
 from services.text.tokenizer import Tokenizer
@@ -66,7 +67,11 @@ class GatewayService:
         self.traces = Traces(gateway.traces, self._config.policy, self._clock, on_ratio)
         limits = Limits(queue=gateway.queue, prefill_slots=gateway.prefill_slots)
         self.mesh = MeshShell(
-            Lifecycle(limits, load_policy(self._config.policy, self._config.split)),
+            Lifecycle(
+                limits,
+                load_policy(self._config.policy, self._config.split),
+                load_predictor(self._config.output_lengths),
+            ),
             Membership(Generation(secrets.randbits(63)), heartbeat_s=gateway.heartbeat_s, lease_s=gateway.lease_s),
             self._bus,
             self._clock,

@@ -25,6 +25,8 @@ class GenerationRequest(msgspec.Struct, frozen=True):
     min_tokens: int = 0
     split: str | int | float | None = None
     """Placement override: "full", tokens (int) or a share of the prompt (float); None: the mesh's policy."""
+    user: str = ""
+    """Whom or what it is for, where the client says so."""
 
 
 class Placed(msgspec.Struct, frozen=True):

@@ -10,7 +10,7 @@ from bisect import insort
 
 import msgspec
 
-from common.errors import Failure, FailureKind
+from common.errors import Failure
 from services.scheduling.balancer import Balance, Split, SplitTask, choose_split, without_prefill
 from services.scheduling.candidates import (
     DecodeCandidate,
@@ -19,7 +19,7 @@ from services.scheduling.candidates import (
     decode_candidate,
     prefill_candidate,
 )
-from services.scheduling.eligibility import missing_role, too_long, total_tokens
+from services.scheduling.eligibility import missing_costs, too_long_with_costs, total_tokens, with_costs
 from services.scheduling.fixed import FixedPolicy
 from services.scheduling.placement import Candidate, Placement
 from services.scheduling.request import RequestSpec
@@ -50,9 +50,7 @@ class CronusPolicy(PlacementPolicy):
         """No decode instance whose steps have a known cost, or none of these large enough."""
         if request.split is not None:
             return self._fixed.refusal(request, mesh)
-        if (missing := self.not_ready(mesh)) is not None:
-            return Failure(FailureKind.NO_INSTANCE, missing)
-        return too_long(request, 0, MeshView(decodes=tuple(_with_costs(mesh.decodes))))
+        return too_long_with_costs(request, mesh)
 
     def needs_prefill(self, request: RequestSpec) -> bool:
         """All but prompts of one token: one line keeps their order, whether or not P has a part in them."""
@@ -62,25 +60,18 @@ class CronusPolicy(PlacementPolicy):
         """The pair and split with the earliest first token; waits while no P has a slot or no D room."""
         if request.split is not None:
             return self._fixed.place(request, mesh)
-        prefills = _with_costs(mesh.prefills) if self.needs_prefill(request) else []
+        prefills = with_costs(mesh.prefills) if self.needs_prefill(request) else []
         free = [view for view in prefills if view.has_room]
         if prefills and not free:
             return Wait("a free slot at a prefill instance")
-        decodes = [view for view in _with_costs(mesh.decodes) if _has_room(view, request, mesh)]
+        decodes = [view for view in with_costs(mesh.decodes) if _has_room(view, request, mesh)]
         if not decodes:
             return Wait("room at a decode instance")
         return _Decision(request, mesh, self._settings).placement(free, decodes)
 
     def not_ready(self, mesh: MeshView) -> str | None:
         """A decode instance whose steps have a known cost must have joined."""
-        if (missing := missing_role(False, mesh)) is not None:
-            return missing
-        if not _with_costs(mesh.decodes):
-            return (
-                "no decode instance knows what its steps cost, and the policy needs that; give instances[].profile "
-                "a file of `pdmesh profile`, or set instances[].self_profile: true"
-            )
-        return None
+        return missing_costs(mesh)
 
 
 class _Weighed(msgspec.Struct, frozen=True):
@@ -156,10 +147,6 @@ class _Decision:
 def _soonest_s(decode: DecodeCandidate) -> float:
     """No first token comes before D is through with its prompts and has made one more step."""
     return decode.busy.backlog_s + decode.busy.step_s
-
-
-def _with_costs(views: tuple[InstanceView, ...]) -> list[InstanceView]:
-    return [view for view in views if view.member.costs is not None]
 
 
 def _has_room(view: InstanceView, request: RequestSpec, mesh: MeshView) -> bool:

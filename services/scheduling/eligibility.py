@@ -41,3 +41,27 @@ def too_long(request: RequestSpec, split: int, mesh: MeshView) -> Failure | None
             "lower the split or shorten the prompt",
         )
     return None
+
+
+def with_costs(views: tuple[InstanceView, ...]) -> list[InstanceView]:
+    """Those whose steps have a known cost."""
+    return [view for view in views if view.member.costs is not None]
+
+
+def missing_costs(mesh: MeshView) -> str | None:
+    """Why a policy that predicts cannot serve: it needs a decode instance whose steps have a known cost."""
+    if (missing := missing_role(False, mesh)) is not None:
+        return missing
+    if not with_costs(mesh.decodes):
+        return (
+            "no decode instance knows what its steps cost, and the policy needs that; give instances[].profile "
+            "a file of `pdmesh profile`, or set instances[].self_profile: true"
+        )
+    return None
+
+
+def too_long_with_costs(request: RequestSpec, mesh: MeshView) -> Failure | None:
+    """Why no such decode instance can ever serve the request; None: some can."""
+    if (missing := missing_costs(mesh)) is not None:
+        return Failure(FailureKind.NO_INSTANCE, missing)
+    return too_long(request, 0, MeshView(decodes=tuple(with_costs(mesh.decodes))))

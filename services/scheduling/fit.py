@@ -38,14 +38,36 @@ def fit_costs(points: Sequence[Point]) -> tuple[InstanceCosts, dict[str, Fit]]:
 
     Raises ProfileError where a model has no more points than coefficients, or where its variables never vary apart.
     """
+    prefill, prefill_fit = fit_prefill(points)
+    mixed, mixed_fit = _fit(_mixed_samples(points))
+    decode, decode_fit = fit_decode(points)
+    costs = InstanceCosts(prefill, MixedStepCost(*mixed), decode)
+    return costs, {"prefill": prefill_fit, "mixed": mixed_fit, "decode": decode_fit}
+
+
+def fit_prefill(points: Sequence[Point]) -> tuple[PrefillCost, Fit]:
+    """The cost of whole prompts that explains those among `points` best; raises ProfileError as `fit_costs` does."""
+    _check_times(points)
+    coefficients, fit = _fit(_prefill_samples(points))
+    return PrefillCost(*coefficients), fit
+
+
+def fit_decode(points: Sequence[Point], *, with_context: bool = True) -> tuple[DecodeStepCost, Fit]:
+    """The cost of steps of decodes that explains those among `points` best; raises ProfileError as `fit_costs` does.
+
+    `with_context=False`: for points whose contexts are not known or grow with their sequences. `per_context` is 0 then,
+    and what contexts cost is in `per_sequence`.
+    """
+    _check_times(points)
+    coefficients, fit = _fit(_decode_samples(points, with_context=with_context))
+    base, per_sequence, per_context = coefficients if with_context else (*coefficients, 0.0)
+    return DecodeStepCost(base, per_sequence, per_context), fit
+
+
+def _check_times(points: Sequence[Point]) -> None:
     for point in points:
         if not (math.isfinite(point.seconds) and point.seconds > 0):
             raise ProfileError(f"a point of {point.seconds!r} seconds at {point.shape}; measure it again")
-    prefill, prefill_fit = _fit(_prefill_samples(points))
-    mixed, mixed_fit = _fit(_mixed_samples(points))
-    decode, decode_fit = _fit(_decode_samples(points))
-    costs = InstanceCosts(PrefillCost(*prefill), MixedStepCost(*mixed), DecodeStepCost(*decode))
-    return costs, {"prefill": prefill_fit, "mixed": mixed_fit, "decode": decode_fit}
 
 
 def _prefill_samples(points: Sequence[Point]) -> _Samples:
@@ -60,8 +82,10 @@ def _mixed_samples(points: Sequence[Point]) -> _Samples:
     return _samples("mixed", ("tokens", "chunk_context", "decode_context"), mine, variables)
 
 
-def _decode_samples(points: Sequence[Point]) -> _Samples:
+def _decode_samples(points: Sequence[Point], *, with_context: bool) -> _Samples:
     mine = [point for point in points if not point.shape.chunk_tokens]
+    if not with_context:
+        return _samples("decode", ("sequences",), mine, [(point.shape.decodes,) for point in mine])
     variables = [(point.shape.decodes, point.shape.decode_context) for point in mine]
     return _samples("decode", ("sequences", "context"), mine, variables)
 

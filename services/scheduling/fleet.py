@@ -1,11 +1,12 @@
 """What the gateway has given to each member: slots at P, outstanding requests at D."""
 
 from common.ids import Generation, InstanceId, RequestId
-from common.messages.control import DecodeProgress, LinkFigures, LinkMeasured, Role
-from services.scheduling.fleet_instance import FleetInstance, Share
+from common.messages.control import DecodeProgress, EmittedTokens, LinkFigures, LinkMeasured, Role
+from services.scheduling.fleet_instance import FleetInstance
 from services.scheduling.lifecycle_events import IllegalEvent
 from services.scheduling.members import LoadReported, Member
 from services.scheduling.routing import InstanceView, MeshView
+from services.scheduling.work_ledger import Share
 
 
 class Fleet:
@@ -47,7 +48,7 @@ class Fleet:
         """Forget a life; returns the requests that it may have held something of."""
         if (life := self._life(instance, generation)) is None:
             return ()
-        requests = tuple(life.shares)
+        requests = life.ledger.requests()
         for request in requests:
             self._released(life, request)
         del self._instances[instance]
@@ -86,6 +87,12 @@ class Fleet:
             life.computed(request)
             self._change(life)
 
+    def emitted(self, instance: InstanceId, generation: Generation, new: EmittedTokens) -> None:
+        """Tokens of that life that were not known before."""
+        if (life := self._life(instance, generation)) is not None:
+            life.emitted(new.request, new.choice, len(new.tokens), ended=new.finish is not None)
+            self._change(life)
+
     def progressed(self, instance: InstanceId, generation: Generation, progress: DecodeProgress) -> None:
         """Where a decode instance stands after a step."""
         if (life := self._life(instance, generation)) is not None:
@@ -95,7 +102,7 @@ class Fleet:
     def release(self, instance: InstanceId, generation: Generation, request: RequestId) -> bool:
         """That life holds nothing of `request` any more; returns whether it did until now."""
         life = self._life(instance, generation)
-        if life is None or request not in life.shares:
+        if life is None or request not in life.ledger:
             return False
         life.release(request)
         self._released(life, request)
@@ -105,7 +112,7 @@ class Fleet:
     def holds(self, instance: InstanceId, generation: Generation, request: RequestId) -> bool:
         """Whether that life is present and may hold something of `request`."""
         life = self._life(instance, generation)
-        return life is not None and request in life.shares
+        return life is not None and request in life.ledger
 
     def is_held(self, request: RequestId) -> bool:
         """Whether any member may hold something of `request`."""
@@ -116,7 +123,10 @@ class Fleet:
         return self._slots_taken
 
     def view(self, expected_output: float | None = None) -> MeshView:
-        """The fleet as a policy sees it: without the members that drain, for nothing new may be sent there."""
+        """The fleet as a policy sees it: without the members that drain, for nothing new may be sent there.
+
+        `expected_output` is of the request that is to be placed.
+        """
         for name, life in self._changed.items():
             views = self._views[life.member.role]
             if life.is_draining():
@@ -130,6 +140,11 @@ class Fleet:
             links=self._links,
             expected_output=expected_output,
         )
+
+    def check(self) -> None:
+        """Count every ledger anew; raises LedgerError where one is wrong. For simulations and tests."""
+        for life in self._instances.values():
+            life.ledger.check()
 
     def _change(self, life: FleetInstance) -> None:
         self._changed[life.member.instance] = life

@@ -1,26 +1,13 @@
-"""The ledger of one member: what the gateway has given it and what is known to be done of that."""
+"""One member: what the gateway has given it and what is known to be done of that."""
 
 from dataclasses import dataclass, field
-
-import msgspec
 
 from common.ids import RequestId
 from common.messages.control import DecodeProgress, Load, Role
 from services.scheduling.members import Member
 from services.scheduling.routing import InstanceView
 from services.scheduling.stage_times import DecodeLoad
-
-
-class Share(msgspec.Struct, frozen=True):
-    """What one request is to one instance."""
-
-    prompt_tokens: int
-    """Tokens of the prompt that are computed here."""
-    most_tokens: int
-    """Most tokens it can come to here."""
-    expected_tokens: int
-    """Tokens it is expected to come to here."""
-    choices: int = 1
+from services.scheduling.work_ledger import Share, WorkLedger
 
 
 @dataclass(slots=True)
@@ -30,16 +17,10 @@ class FleetInstance:
     member: Member
     most_requests: int
     load: Load | None = None
-    shares: dict[RequestId, Share] = field(default_factory=dict)
-    """Requests of which it may hold something."""
+    ledger: WorkLedger = field(default_factory=WorkLedger)
+    """Of the requests of which it may hold something."""
     placed: int = 0
     """Requests given to it since one of its role joined last."""
-    pending: dict[RequestId, int] = field(default_factory=dict)
-    """Those of them whose prompt is not computed yet, with the tokens to compute."""
-    _most_tokens: int = 0
-    _expected_tokens: int = 0
-    _pending_tokens: int = 0
-    _decodes: int = 0
     _progress: DecodeProgress = field(default_factory=lambda: DecodeProgress(0, 0))
     _view: InstanceView | None = None
 
@@ -59,26 +40,23 @@ class FleetInstance:
 
     def give(self, request: RequestId, share: Share) -> None:
         """It may hold something of `request` from now on; raises ValueError where it has no room."""
-        if len(self.shares) >= self.most_requests:
+        if len(self.ledger) >= self.most_requests:
             raise ValueError(f"instance {self.member.instance!r} holds {self.most_requests} requests, the most it may")
-        if not self.pending:
+        if not self.ledger.pending:
             # What was reported as computed was of prompts that have ended since.
             self._progress = DecodeProgress(self._progress.decode_context, 0)
-        self.shares[request] = share
-        self.pending[request] = share.prompt_tokens
+        self.ledger.give(request, share)
         self.placed += 1
-        self._most_tokens += share.most_tokens
-        self._expected_tokens += share.expected_tokens
-        self._pending_tokens += share.prompt_tokens
         self._view = None
 
     def computed(self, request: RequestId) -> None:
         """Its part of the prompt is computed: at D the first token has come. Only the first call counts."""
-        tokens = self.pending.pop(request, None)
-        if tokens is None:
-            return
-        self._pending_tokens -= tokens
-        self._decodes += self.shares[request].choices
+        self.ledger.computed(request)
+        self._view = None
+
+    def emitted(self, request: RequestId, choice: int, tokens: int, *, ended: bool) -> None:
+        """So many more tokens of a choice have come from it."""
+        self.ledger.emitted(request, choice, tokens, ended=ended)
         self._view = None
 
     def progressed(self, progress: DecodeProgress) -> None:
@@ -88,13 +66,7 @@ class FleetInstance:
 
     def release(self, request: RequestId) -> None:
         """It holds nothing of `request` any more."""
-        share = self.shares.pop(request)
-        if (tokens := self.pending.pop(request, None)) is not None:
-            self._pending_tokens -= tokens
-        else:
-            self._decodes -= share.choices
-        self._most_tokens -= share.most_tokens
-        self._expected_tokens -= share.expected_tokens
+        self.ledger.release(request)
         self._view = None
 
     def view(self) -> InstanceView:
@@ -104,24 +76,26 @@ class FleetInstance:
         return self._view
 
     def _make_view(self) -> InstanceView:
-        held = len(self.shares)
+        ledger, held = self.ledger, len(self.ledger)
         # The report may be older than the ledger: it never makes more of the prompts done than there is of them.
-        partial = min(self._progress.partial_tokens, self._pending_tokens)
+        partial = min(self._progress.partial_tokens, ledger.pending_tokens)
+        work = ledger.work(partial)
         # Each prompt is a step of P, which takes few at a time.
-        one_by_one = self.member.role is Role.PREFILL or len(self.pending) <= 4
+        one_by_one = self.member.role is Role.PREFILL or len(ledger.pending) <= 4
         return InstanceView(
             member=self.member,
             outstanding_requests=held,
-            outstanding_tokens=self._most_tokens,
+            outstanding_tokens=ledger.most_tokens,
             has_room=held < self.most_requests,
             load=self.load,
             placed=self.placed,
-            pending_prompts=tuple(self.pending.values()) if one_by_one else (self._pending_tokens,),
+            pending_prompts=tuple(ledger.pending.values()) if one_by_one else (ledger.pending_tokens,),
             decode_load=DecodeLoad(
-                decodes=self._decodes,
-                decode_context=self._progress.decode_context if self._decodes else 0,
-                prefill_tokens=self._pending_tokens - partial,
-                prompts=len(self.pending),
+                decodes=ledger.decodes,
+                decode_context=self._progress.decode_context if ledger.decodes else 0,
+                prefill_tokens=work.prompt_tokens,
+                prompts=len(ledger.pending),
             ),
-            expected_tokens=self._expected_tokens,
+            expected_tokens=work.mix.kv_tokens + work.mix.output_tokens,
+            work=work,
         )

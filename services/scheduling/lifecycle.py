@@ -1,23 +1,20 @@
 """The life of a request at the gateway: queued, placed, running, ended. Every way to end is here."""
 
-from dataclasses import dataclass
 from typing import assert_never
 
 import msgspec
 
 from common.errors import Failure, FailureKind
-from common.ids import Generation, InstanceId, RequestId
+from common.ids import RequestId
 from common.messages.control import (
     Abort,
     JobFailed,
     KVLanded,
     LinkMeasured,
     PrefillReleased,
-    Role,
     TokensEmitted,
 )
 from services.scheduling.fleet import Fleet
-from services.scheduling.fleet_instance import Share
 from services.scheduling.jobs import jobs_of
 from services.scheduling.lifecycle_events import (
     Arrived,
@@ -39,8 +36,10 @@ from services.scheduling.output_lengths import OutputLengths, RunningQuantile
 from services.scheduling.placement import Placement
 from services.scheduling.request import RequestSpec
 from services.scheduling.routing import MeshView, PlacementPolicy, Wait, token_limit
+from services.scheduling.running import Life, Running, late_at_work, late_in_queue, loss_of, name_of
 from services.scheduling.tick import Tick
 from services.scheduling.waiting import WaitingLines
+from services.scheduling.work_ledger import Share
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -52,24 +51,6 @@ class Limits(msgspec.Struct, frozen=True):
     """Requests at one prefill instance at a time."""
     decode_batches: int = 2
     """Requests outstanding at a decode instance, in units of its max_batch: one batch runs, the rest gets its KV."""
-
-
-Life = tuple[InstanceId, Generation]
-
-
-@dataclass(slots=True)
-class _Running:
-    spec: RequestSpec
-    prefill: Life | None
-    decode: Life
-    numbers: TokenNumbers
-    landed: bool
-    """D holds the KV of [0, split): P may go."""
-    emitted: int = 0
-    """Tokens passed on, over all choices."""
-
-    def lives(self) -> tuple[Life, ...]:
-        return (self.decode,) if self.prefill is None else (self.prefill, self.decode)
 
 
 class Lifecycle:
@@ -89,7 +70,7 @@ class Lifecycle:
         self._lengths = lengths or RunningQuantile()
         self._fleet = Fleet(limits.prefill_slots, limits.decode_batches)
         self._waiting = WaitingLines()
-        self._running: dict[RequestId, _Running] = {}
+        self._running: dict[RequestId, Running] = {}
         self._now = 0.0
         self._shutting_down = False
 
@@ -145,8 +126,13 @@ class Lifecycle:
         limits = [token_limit(view.member) for view in self._view().decodes]
         return max(limits, default=None)
 
-    def _view(self) -> MeshView:
-        return self._fleet.view(self._lengths.expected())
+    def check(self) -> None:
+        """Count the ledgers of all members anew; raises LedgerError. For simulations and tests."""
+        self._fleet.check()
+
+    def _view(self, request: RequestSpec | None = None) -> MeshView:
+        """As a policy sees it that is asked for a place for `request`."""
+        return self._fleet.view(None if request is None else self._lengths.predict(request))
 
     # ------------------------------------------------------------ arrival and placing
 
@@ -188,8 +174,8 @@ class Lifecycle:
         for line in self._waiting.occupied():
             head = line.head()
             if head.spec.deadline_at <= self._now:
-                return self._end_waiting(head, _late_in_queue(line.waits_for))
-            match self._policy.place(head.spec, self._view()):
+                return self._end_waiting(head, late_in_queue(line.waits_for))
+            match self._policy.place(head.spec, self._view(head.spec)):
                 case Placement() as placement:
                     self._waiting.leave(head.spec.request)
                     return self._start(head, placement)
@@ -203,7 +189,7 @@ class Lifecycle:
         spec = arrived.spec
         decode = self._fleet.member(placement.decode)
         prefill = None if placement.prefill is None else self._fleet.member(placement.prefill)
-        self._running[spec.request] = _Running(
+        self._running[spec.request] = Running(
             spec=spec,
             prefill=None if prefill is None else (prefill.instance, prefill.generation),
             decode=(decode.instance, decode.generation),
@@ -212,19 +198,19 @@ class Lifecycle:
         )
         split = placement.split
         if prefill is not None:
-            self._fleet.give(prefill.instance, spec.request, Share(split, split, split))
+            self._fleet.give(prefill.instance, spec.request, Share(split, split))
         self._fleet.give(decode.instance, spec.request, self._share(spec, split))
         deadline_s = spec.deadline_at - self._now
         jobs = jobs_of(arrived, placement.split, prefill, decode, deadline_s)
         return [Place(spec.request, placement), *jobs]
 
     def _share(self, spec: RequestSpec, split: int) -> Share:
-        prompt = len(spec.prompt)
-        expected = min(spec.max_tokens, int(self._lengths.expected() or spec.max_tokens))
+        prompt, expected = len(spec.prompt), self._lengths.predict(spec)
         return Share(
             prompt_tokens=prompt - split,
-            most_tokens=prompt + spec.choices * spec.max_tokens,
-            expected_tokens=prompt + spec.choices * expected,
+            kv_tokens=prompt,
+            expected_output=spec.max_tokens if expected is None else max(1, int(expected)),
+            most_output=spec.max_tokens,
             choices=spec.choices,
         )
 
@@ -243,7 +229,7 @@ class Lifecycle:
             try:
                 tokens = run.numbers.accept(item)
             except NumberingError as error:
-                failure = Failure(FailureKind.ENGINE_FAILED, f"{_name(life)}: {error}", event.instance)
+                failure = Failure(FailureKind.ENGINE_FAILED, f"{name_of(life)}: {error}", event.instance)
                 effects += self._fail(run, failure)
                 some_ended = True
                 continue
@@ -252,11 +238,12 @@ class Lifecycle:
             if not run.emitted:
                 self._land(run)
                 self._fleet.computed(*run.decode, item.request)
+            self._fleet.emitted(*run.decode, tokens)
             run.emitted += len(tokens.tokens)
             effects.append(Deliver(tokens))
             if run.numbers.is_complete():
                 effects.append(Finish(item.request))
-                self._lengths.observe(run.emitted // run.spec.choices)
+                self._lengths.observe(run.spec, run.emitted // run.spec.choices)
                 self._retire(run)
                 some_ended = True
         return effects + self._dispatch() if some_ended else effects
@@ -267,7 +254,7 @@ class Lifecycle:
             self._land(run)
         return []
 
-    def _land(self, run: _Running) -> None:
+    def _land(self, run: Running) -> None:
         run.landed = True
         if run.prefill is not None:
             self._fleet.computed(*run.prefill, run.spec.request)
@@ -290,7 +277,7 @@ class Lifecycle:
             run = self._running.get(request)
             if run is None or (run.prefill == life and run.landed):
                 continue
-            effects += self._fail(run, _loss(event, run))
+            effects += self._fail(run, loss_of(event, run))
         return effects + self._refuse_waiting() + self._dispatch()
 
     def _refuse_waiting(self) -> list[LifecycleEffect]:
@@ -317,43 +304,25 @@ class Lifecycle:
         effects: list[LifecycleEffect] = []
         for line, arrived in self._waiting:
             if arrived.spec.deadline_at <= now:
-                effects += self._end_waiting(arrived, _late_in_queue(line.waits_for))
+                effects += self._end_waiting(arrived, late_in_queue(line.waits_for))
         for run in [run for run in self._running.values() if run.spec.deadline_at <= now]:
-            message = f"the deadline passed while the request ran at {' and '.join(map(_name, run.lives()))}"
-            effects += self._fail(run, Failure(FailureKind.DEADLINE_EXCEEDED, message))
+            effects += self._fail(run, late_at_work(run))
         return effects + self._dispatch() if effects else effects
 
     def _end_waiting(self, arrived: Arrived, failure: Failure) -> list[LifecycleEffect]:
         self._waiting.leave(arrived.spec.request)
         return [Fail(arrived.spec.request, failure)]
 
-    def _fail(self, run: _Running, failure: Failure, *, holds_nothing: Life | None = None) -> list[LifecycleEffect]:
+    def _fail(self, run: Running, failure: Failure, *, holds_nothing: Life | None = None) -> list[LifecycleEffect]:
         return [Fail(run.spec.request, failure), *self._abort(run, holds_nothing=holds_nothing)]
 
-    def _abort(self, run: _Running, *, holds_nothing: Life | None = None) -> list[LifecycleEffect]:
+    def _abort(self, run: Running, *, holds_nothing: Life | None = None) -> list[LifecycleEffect]:
         request = run.spec.request
         holders = [life for life in run.lives() if life != holds_nothing and self._fleet.holds(*life, request)]
         self._retire(run)
         return [Send(instance, Abort(request)) for instance, _ in holders]
 
-    def _retire(self, run: _Running) -> None:
+    def _retire(self, run: Running) -> None:
         """Forget a request, but not its slot: that is free when P says so."""
         del self._running[run.spec.request]
         self._fleet.release(*run.decode, run.spec.request)
-
-
-def _name(life: Life) -> str:
-    return f"instance {life[0]!r}"
-
-
-def _late_in_queue(waits_for: str) -> Failure:
-    return Failure(FailureKind.DEADLINE_EXCEEDED, f"the deadline passed while the request waited for {waits_for}")
-
-
-def _loss(event: MemberLost, run: _Running) -> Failure:
-    if run.prefill == (event.instance, event.generation):
-        kind, role, when = FailureKind.PREFILL_LOST, Role.PREFILL, "before the KV of the request had landed"
-    else:
-        kind, role, when = FailureKind.DECODE_LOST, Role.DECODE, "before the request had finished"
-    message = f"{role} instance {event.instance!r} was lost ({event.reason}) {when}; send the request again"
-    return Failure(kind, message, event.instance)

@@ -13,9 +13,18 @@ POLICIES: Mapping[str, str] = MappingProxyType(
         "disagg": "services.scheduling.fixed:DisaggregatedPolicy",
         "dp": "services.scheduling.weighted:WeightedPolicy",
         "cronus": "services.scheduling.cronus:CronusPolicy",
+        "capacity": "services.scheduling.capacity:CapacityPolicy",
+        "round_robin": "services.scheduling.dealing:RoundRobinPolicy",
+        "random": "services.scheduling.dealing:RandomPolicy",
+        "jsq": "services.scheduling.dealing:ShortestQueuePolicy",
+        "power_of_two": "services.scheduling.dealing:PowerOfTwoPolicy",
+        "least_kv": "services.scheduling.dealing:LeastKVPolicy",
     }
 )
 """Name → "module:class", a PlacementPolicy."""
+
+WHOLE_ONLY = frozenset({"dp", "round_robin", "random", "jsq", "power_of_two", "least_kv"})
+"""Those that give a prefill instance nothing to do, unless a request says its own split."""
 
 
 def load_policy(name: str, split: str | int | float, *, policies: Mapping[str, str] = POLICIES) -> PlacementPolicy:

@@ -21,3 +21,5 @@ class RequestSpec(msgspec.Struct, frozen=True):
     min_tokens: int = 0
     split: str | int | float | None = None
     """Placement override in the words of `resolve_split`; None: the mesh's own."""
+    user: str = ""
+    """Whom or what it is for, as the client says: requests of one user are taken to have answers of like lengths."""

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Self
+from typing import ClassVar, Self
 
 import msgspec
 
@@ -14,6 +14,7 @@ from services.scheduling.members import Member
 from services.scheduling.placement import Placement
 from services.scheduling.request import RequestSpec
 from services.scheduling.stage_times import DecodeLoad
+from services.scheduling.work_ledger import Work
 
 
 class InstanceView(msgspec.Struct, frozen=True):
@@ -35,7 +36,9 @@ class InstanceView(msgspec.Struct, frozen=True):
     decode_load: DecodeLoad = DecodeLoad()
     """At D: what delays something new."""
     expected_tokens: int = 0
-    """Tokens that its requests are expected to come to."""
+    """Tokens that its requests are expected to come to, as predicted when each was placed."""
+    work: Work = Work()
+    """What is left to do of them, and the KV that they hold."""
 
 
 class MeshView(msgspec.Struct, frozen=True):
@@ -46,7 +49,7 @@ class MeshView(msgspec.Struct, frozen=True):
     links: Mapping[tuple[InstanceId, InstanceId], LinkFigures] = MappingProxyType({})
     """The link in use from a P to a D, where it has been measured."""
     expected_output: float | None = None
-    """Tokens that an answer is expected to have; None before one has ended."""
+    """Tokens that one choice of the request to place is expected to have; None: nothing is known yet."""
 
 
 class Wait(msgspec.Struct, frozen=True):
@@ -62,6 +65,10 @@ class PlacementPolicy(ABC):
     the life cycle calls `place` for the head of a line, and neither line holds up the other.
     A new policy is a subclass and a line in `policies`.
     """
+
+    counts_tokens: ClassVar[bool] = False
+    """Whether it looks at `InstanceView.work`, which is right only while the tokens of running answers are heard of.
+    A live mesh tells every token; a simulation tells them now and then, and only to such a policy."""
 
     @classmethod
     def configured(cls, split: str | int | float) -> Self:  # noqa: ARG003 - for those policies that have one

@@ -1,22 +1,19 @@
 """The policy `dp`: every decode instance serves whole requests; they are dealt out in proportion to the rates."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from common.costs.models import InstanceCosts
 from common.costs.shape import StepShape
-from common.errors import Failure, FailureKind
 from common.ids import InstanceId
 from services.scheduling.candidates import UNBOUNDED_BUDGET
-from services.scheduling.eligibility import missing_role, too_long, total_tokens
-from services.scheduling.fixed import FixedPolicy
-from services.scheduling.placement import Placement
 from services.scheduling.request import RequestSpec
-from services.scheduling.routing import InstanceView, MeshView, PlacementPolicy, Wait, token_limit
+from services.scheduling.routing import InstanceView, MeshView
+from services.scheduling.whole import BlindPolicy
 
 _FULL_STEP_TOKENS = 512
 
 
-class WeightedPolicy(PlacementPolicy):
+class WeightedPolicy(BlindPolicy):
     """Weighted round robin with split 0: after any number of requests each instance has its share of them, to one.
 
     The weights are those that mesh.yaml gives, 1 where it gives one to others only; without any, the tokens per second
@@ -25,37 +22,9 @@ class WeightedPolicy(PlacementPolicy):
     split is placed as the policy `fixed` does.
     """
 
-    def __init__(self) -> None:
-        self._fixed = FixedPolicy(0)
-
-    def refusal(self, request: RequestSpec, mesh: MeshView) -> Failure | None:
-        """No decode instance, or none large enough."""
-        if request.split is not None:
-            return self._fixed.refusal(request, mesh)
-        if (missing := missing_role(False, mesh)) is not None:
-            return Failure(FailureKind.NO_INSTANCE, missing)
-        return too_long(request, 0, mesh)
-
-    def needs_prefill(self, request: RequestSpec) -> bool:
-        """Only where its own split says so."""
-        return request.split is not None and self._fixed.needs_prefill(request)
-
-    def place(self, request: RequestSpec, mesh: MeshView) -> Placement | Wait:
-        """The instance whose turn it is, of those that can hold the request."""
-        if request.split is not None:
-            return self._fixed.place(request, mesh)
-        weights = weights_of(mesh.decodes)
-        able = [view for view in mesh.decodes if total_tokens(request) <= token_limit(view.member)]
-        if not able:
-            return Wait("a decode instance that holds so many tokens")
-        next_one = _next(able, weights)
-        if not next_one.has_room:
-            return Wait(f"room at decode instance {next_one.member.instance!r}")
-        return Placement(prefill=None, decode=next_one.member.instance, split=0, kv_bytes=0)
-
-    def not_ready(self, mesh: MeshView) -> str | None:
-        """A decode instance must have joined."""
-        return missing_role(False, mesh)
+    def pick(self, request: RequestSpec, able: list[InstanceView], mesh: MeshView) -> InstanceView:  # noqa: ARG002
+        """The instance whose turn it is."""
+        return next_by_weight(able, weights_of(mesh.decodes))
 
 
 def weights_of(views: Sequence[InstanceView]) -> dict[InstanceId, float]:
@@ -75,7 +44,7 @@ def _tokens_per_s(costs: InstanceCosts, budget: int | None) -> float:
     return tokens / costs.mixed.seconds(StepShape(chunk_tokens=tokens))
 
 
-def _next(views: list[InstanceView], weights: dict[InstanceId, float]) -> InstanceView:
+def next_by_weight(views: Sequence[InstanceView], weights: Mapping[InstanceId, float]) -> InstanceView:
     """By the quota method of Balinski and Young (1975): of those that one more would not bring a whole request beyond
     their share, the one whose next is due first. `views` is not empty, and their weights are above 0.
     """

@@ -3,6 +3,7 @@
 from collections import deque
 from dataclasses import dataclass, field
 
+from common.costs.models import DecodeStepCost, InstanceCosts, MixedStepCost, PrefillCost
 from common.errors import Failure, FailureKind
 from common.ids import Generation, InstanceId, RequestId
 from common.kv.intervals import Interval
@@ -22,7 +23,13 @@ from common.messages.control import (
 )
 from services.scheduling.lifecycle import Limits
 
-LAYOUT = KVLayout("tiny", KVDType.FLOAT32, 16, KVOrder.NHD, Interval(0, 2), Interval(0, 3), 8)
+LAYOUT = KVLayout("tiny", KVDType.FLOAT32, 2, KVOrder.NHD, Interval(0, 2), Interval(0, 3), 8)
+# P helps with a short prompt where it is free, and is not worth waiting for where it is not.
+COSTS = InstanceCosts(
+    PrefillCost(0.0, 0.006),
+    MixedStepCost(0.0, 0.01, 0.0, 0.0),
+    DecodeStepCost(base=1e-4, per_sequence=0.0, per_context=0.0),
+)
 PREFILLS = ("p0", "p1")
 DECODES = ("d0", "d1")
 LIMITS = Limits(queue=3, prefill_slots=2, decode_batches=2)
@@ -47,6 +54,7 @@ def a_member(name: str, generation: int) -> Register:
         context_length=64,
         kv_capacity_tokens=64,
         max_batch=MAX_BATCH,
+        costs=COSTS,
     )
 
 

@@ -25,6 +25,7 @@ from common.messages.control import (
     TokensEmitted,
 )
 from common.messages.sampling import SamplingParams
+from services.scheduling.capacity import CapacityPolicy
 from services.scheduling.fixed import FixedPolicy
 from services.scheduling.lifecycle import Lifecycle
 from services.scheduling.lifecycle_events import (
@@ -41,7 +42,9 @@ from services.scheduling.lifecycle_events import (
 from services.scheduling.members import LossReason, MemberJoined, MemberLost
 from services.scheduling.placement import Placement
 from services.scheduling.request import RequestSpec
+from services.scheduling.routing import MeshView
 from services.scheduling.tick import Tick
+from services.scheduling.work_ledger import Work
 from tests.property.honest_workers import (
     DECODES,
     LIMITS,
@@ -55,6 +58,27 @@ from tests.property.honest_workers import (
 )
 
 T = TypeVar("T")
+PROMPT = (1, 2, 3, 4, 5)
+
+
+class WatchedFixed(FixedPolicy):
+    """Keeps the mesh as it was shown last."""
+
+    seen: MeshView
+
+    def not_ready(self, mesh: MeshView) -> str | None:
+        self.seen = mesh
+        return super().not_ready(mesh)
+
+
+class WatchedCapacity(CapacityPolicy):
+    """Keeps the mesh as it was shown last."""
+
+    seen: MeshView
+
+    def not_ready(self, mesh: MeshView) -> str | None:
+        self.seen = mesh
+        return super().not_ready(mesh)
 
 
 @dataclass
@@ -74,10 +98,11 @@ class Client:
 class ChaoticMesh:
     """A life cycle, its clients and its workers; `step` does one thing drawn from `random`."""
 
-    def __init__(self, random: Random, *, chaos: bool) -> None:
+    def __init__(self, random: Random, policy: WatchedFixed | WatchedCapacity, *, chaos: bool) -> None:
         self.random = random
         self.chaos = chaos
-        self.lifecycle = Lifecycle(LIMITS, FixedPolicy("full"))
+        self.policy = policy
+        self.lifecycle = Lifecycle(LIMITS, policy)
         self.workers: dict[str, Worker] = {}
         self.clients: dict[RequestId, Client] = {}
         self.late: list[Output] = []
@@ -201,7 +226,7 @@ class ChaoticMesh:
         request = RequestId(f"r{len(self.clients)}")
         spec = RequestSpec(
             request=request,
-            prompt=(1, 2, 3, 4, 5),
+            prompt=PROMPT,
             sampling=SamplingParams(),
             max_tokens=MAX_TOKENS,
             deadline_at=self.now + self.patience_s(),
@@ -293,7 +318,9 @@ class ChaoticMesh:
         self.check_ends()
         self.check_bounds()
         self.check_holdings()
-        self.check_that_nobody_waits_beside_a_free_place()
+        self.check_ledgers()
+        if isinstance(self.policy, WatchedFixed):
+            self.check_that_nobody_waits_beside_a_free_place()
 
     def check_ends(self) -> None:
         for client in self.clients.values():
@@ -312,6 +339,27 @@ class ChaoticMesh:
         unended = self.unended()
         assert holdings.requests + holdings.queued == len(unended)
         assert holdings.queued == sum(client.placement is None for client in unended)
+
+    def check_ledgers(self) -> None:
+        """What the policy sees of every D is what its clients still wait for, counted anew."""
+        self.lifecycle.check()
+        self.lifecycle.not_ready()
+        for view in self.policy.seen.decodes:
+            clients = [
+                client
+                for client in self.unended()
+                if client.placement is not None and client.placement.decode == view.member.instance
+            ]
+            seen = [len(tokens) for client in clients for tokens in self.open_choices(client)]
+            splits = [client.placement.split for client in clients if client.placement and not client.tokens]
+            assert view.work.prompt_tokens == sum(len(PROMPT) - split for split in splits)
+            assert view.work.output_tokens == sum(MAX_TOKENS - count for count in seen)
+            assert view.work.output_squares == sum((MAX_TOKENS - count) ** 2 for count in seen)
+            assert view.work.kv_tokens == sum(seen) + len(clients) * len(PROMPT)
+            assert view.work.mix.sequences == sum(client.spec.choices for client in clients)
+
+    def open_choices(self, client: Client) -> list[list[int]]:
+        return [client.tokens.get(number, []) for number in range(client.spec.choices) if number not in client.finishes]
 
     def check_that_nobody_waits_beside_a_free_place(self) -> None:
         has_slot = any(self.outstanding(name) < self.most(name) for name in PREFILLS if name in self.workers)
@@ -346,6 +394,8 @@ class ChaoticMesh:
         self.check_that_ended_requests_are_held_nowhere()
         assert self.lifecycle.holdings() == Holdings(requests=0, queued=0, slots=0)
         assert self.lifecycle.is_idle()
+        self.lifecycle.not_ready()
+        assert all(view.work == Work() for view in (*self.policy.seen.prefills, *self.policy.seen.decodes))
         for client in self.clients.values():
             assert client.ends == 1 or client.gone
 
@@ -375,8 +425,8 @@ class ChaoticMesh:
         return worked
 
 
-def run(seed: int, steps: int, *, chaos: bool) -> ChaoticMesh:
-    mesh = ChaoticMesh(Random(seed), chaos=chaos)
+def run(seed: int, steps: int, policy: WatchedFixed | WatchedCapacity | None = None, *, chaos: bool) -> ChaoticMesh:
+    mesh = ChaoticMesh(Random(seed), policy or WatchedFixed("full"), chaos=chaos)
     for _ in range(steps):
         mesh.step()
     mesh.wind_down()
@@ -387,6 +437,28 @@ def run(seed: int, steps: int, *, chaos: bool) -> ChaoticMesh:
 @given(seed=st.integers(0, 2**32), steps=st.integers(1, 300))
 def test_whatever_happens_every_request_ends_once_and_nothing_is_left(seed: int, steps: int) -> None:
     run(seed, steps, chaos=True)
+
+
+@settings(max_examples=100, deadline=None)
+@given(seed=st.integers(0, 2**32), steps=st.integers(1, 300))
+def test_so_it_is_where_requests_wait_for_memory_and_pairs_are_weighed(seed: int, steps: int) -> None:
+    run(seed, steps, WatchedCapacity(), chaos=True)
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 2**32), steps=st.integers(1, 300))
+def test_by_capacity_every_request_finishes_but_those_refused_at_the_door(seed: int, steps: int) -> None:
+    for client in run(seed, steps, WatchedCapacity(), chaos=False).clients.values():
+        assert client.finished == (client.placement is not None)
+
+
+def test_by_capacity_requests_reach_every_stage_too() -> None:
+    clients = [
+        client for seed in range(20) for client in run(seed, 300, WatchedCapacity(), chaos=True).clients.values()
+    ]
+    placed = [client.placement for client in clients if client.placement is not None and client.spec.split is None]
+    assert sum(client.finished for client in clients) > len(clients) / 5
+    assert min(sum(placement.split > 0 for placement in placed), sum(placement.split == 0 for placement in placed)) > 20
 
 
 @settings(max_examples=50, deadline=None)

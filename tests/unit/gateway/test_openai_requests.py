@@ -175,7 +175,7 @@ def test_a_bad_split_is_named(split: Any) -> None:
 
 
 def test_nulls_and_bookkeeping_fields_have_no_effect() -> None:
-    bookkeeping: dict[str, Any] = {"user": "u", "metadata": {"a": "b"}, "store": True, "service_tier": "auto"}
+    bookkeeping: dict[str, Any] = {"metadata": {"a": "b"}, "store": True, "service_tier": "auto"}
     nulls: dict[str, Any] = dict.fromkeys(
         ["temperature", "stop", "tools", "logit_bias", "stream_options", "seed", "anything"]
     )
@@ -183,6 +183,13 @@ def test_nulls_and_bookkeeping_fields_have_no_effect() -> None:
     with_answer = [*HELLO["messages"], answer]
     plain_answer = [*HELLO["messages"], {"role": "assistant", "content": "x"}]
     assert chat(**bookkeeping, **nulls, messages=with_answer) == chat(messages=plain_answer)
+
+
+def test_the_user_is_kept_and_cut() -> None:
+    assert chat(user="ann").user == "ann"
+    assert chat(user="x" * 1000).user == "x" * 128
+    assert chat().user == chat(user=None).user == ""
+    assert refusal({**HELLO, "user": 5}).body.param == "user"
 
 
 def test_the_defaults_of_a_chat() -> None:

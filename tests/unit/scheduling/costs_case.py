@@ -18,6 +18,7 @@ from services.scheduling.stage_times import (
     PrefillStage,
     TransferStage,
 )
+from services.scheduling.work_ledger import Work
 
 COSTS = InstanceCosts(
     prefill=PrefillCost(base=0.005, per_token=1e-4),
@@ -96,17 +97,19 @@ def a_decode(
     expected_tokens: int = 0,
     placed: int = 0,
     cost_factor: float = 1.0,
+    work: Work = Work(),
 ) -> InstanceView:
-    """A D under a load."""
+    """A D under a load; `work` is told apart from it, and makes the instance busy."""
     return InstanceView(
         member=member or a_member(name),
-        outstanding_requests=load.decodes + load.prompts,
+        outstanding_requests=max(load.decodes + load.prompts, work.mix.sequences),
         outstanding_tokens=expected_tokens,
         has_room=has_room,
         load=Load(cost_factor=cost_factor),
         placed=placed,
         decode_load=load,
         expected_tokens=expected_tokens,
+        work=work,
     )
 
 
@@ -127,6 +130,7 @@ def a_request(
     name: str = "r",
     choices: int = 1,
     split: str | int | float | None = None,
+    user: str = "",
 ) -> RequestSpec:
     """Its deadline is far away."""
     return RequestSpec(
@@ -137,6 +141,7 @@ def a_request(
         deadline_at=1e9,
         choices=choices,
         split=split,
+        user=user,
     )
 
 

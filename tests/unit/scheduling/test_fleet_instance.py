@@ -8,13 +8,16 @@ from hypothesis import strategies as st
 
 from common.ids import RequestId
 from common.messages.control import DecodeProgress, Load
-from services.scheduling.fleet_instance import FleetInstance, Share
+from services.scheduling.fleet_instance import FleetInstance
 from services.scheduling.routing import InstanceView
 from services.scheduling.stage_times import DecodeLoad
+from services.scheduling.work_ledger import Share, Work
 from tests.unit.scheduling.costs_case import a_member
 
 MOST = 6
-SHARES = st.builds(Share, st.integers(0, 500), st.integers(1, 900), st.integers(1, 900), st.integers(1, 4))
+SHARES = st.builds(
+    Share, st.integers(0, 500), st.integers(1, 900), st.integers(1, 90), st.integers(90, 900), st.integers(1, 4)
+)
 A, B = RequestId("a"), RequestId("b")
 
 
@@ -23,12 +26,13 @@ def a_life(name: str = "d0", most_requests: int = MOST) -> FleetInstance:
 
 
 def a_share(prompt_tokens: int = 100, *, choices: int = 1) -> Share:
-    return Share(prompt_tokens, prompt_tokens + 50, prompt_tokens + 20, choices)
+    return Share(prompt_tokens, prompt_tokens, expected_output=20, most_output=50, choices=choices)
 
 
 def assert_empty(view: InstanceView) -> None:
     assert (view.outstanding_requests, view.outstanding_tokens, view.expected_tokens) == (0, 0, 0)
     assert (view.pending_prompts, view.decode_load, view.has_room) == ((), DecodeLoad(), True)
+    assert view.work == Work()
 
 
 @dataclass
@@ -58,6 +62,7 @@ class Recount:
             prefill_tokens=max(0, sum(pending) - self.progress.partial_tokens),
             prompts=len(pending),
         )
+        assert view.work.prompt_tokens == view.decode_load.prefill_tokens
 
 
 @given(st.data())

@@ -4,10 +4,10 @@ from common.ids import RequestId
 from common.messages.control import Load
 from services.scheduling.fixed import FixedPolicy
 from services.scheduling.fleet import Fleet
-from services.scheduling.fleet_instance import Share
 from services.scheduling.lifecycle import Lifecycle, Limits
 from services.scheduling.lifecycle_events import Place
 from services.scheduling.members import LoadReported, MemberJoined
+from services.scheduling.work_ledger import Share
 from tests.unit.scheduling.lifecycle_case import D0, D1, GENERATION, P0, a_member, a_spec, arrive, places
 
 
@@ -15,7 +15,7 @@ def test_a_new_member_is_not_dealt_what_the_others_were_dealt_before() -> None:
     fleet = Fleet(prefill_slots=2, decode_batches=1000)
     fleet.join(a_member(D0))
     for number in range(50):
-        fleet.give(D0, RequestId(str(number)), Share(5, 9, 9))
+        fleet.give(D0, RequestId(str(number)), Share(5, 5, 4, 4))
     assert [view.placed for view in fleet.view().decodes] == [50]
     fleet.join(a_member(P0))
     assert [view.placed for view in fleet.view().decodes] == [50], "of another role"

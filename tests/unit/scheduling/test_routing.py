@@ -202,7 +202,7 @@ def test_policies_are_found_by_name() -> None:
     policy = load_policy("fixed", 3)
     assert isinstance(policy, FixedPolicy)
     assert policy.place(a_request(), a_mesh(an_instance("p0"), an_instance("d0"))) == placed("p0", "d0", 3)
-    with pytest.raises(ConfigError, match="'fastest' is not known; choose one of cronus, disagg, dp, fixed"):
+    with pytest.raises(ConfigError, match="'fastest' is not known; choose one of capacity, cronus, disagg, dp, fixed"):
         load_policy("fastest", 3)
     with pytest.raises(ConfigError, match="not a PlacementPolicy"):
         load_policy("odd", 3, policies={"odd": "fractions:Fraction"})
