@@ -9,6 +9,7 @@ import typer
 
 from common.errors import PdmeshError
 from common.messages.control import Role
+from services.cli.bench_commands import bench_app
 from services.cli.outcome import ExitCode, report
 
 ConfigFile = Annotated[
@@ -27,7 +28,6 @@ app = typer.Typer(
 )
 model_app = typer.Typer(name="model", help="Models on this machine.", no_args_is_help=True)
 config_app = typer.Typer(name="config", help="The configuration.", no_args_is_help=True)
-bench_app = typer.Typer(name="bench", help="Measurements.", no_args_is_help=True)
 app.add_typer(model_app)
 app.add_typer(config_app)
 app.add_typer(bench_app)
@@ -177,6 +177,71 @@ def simulate(
     raise typer.Exit(run_simulate(flags, _environ(), Console(), Console(stderr=True)))
 
 
+@app.command()
+def plan(
+    cluster: Annotated[Path, typer.Argument(metavar="CLUSTER.YAML", help="docs/planning.md.", dir_okay=False)],
+    objective: Annotated[str | None, typer.Option(help="throughput, goodput or price; else the file's.")] = None,
+    rate: Annotated[float | None, typer.Option(help="Requests per second; else the file's.")] = None,
+    top: Annotated[int, typer.Option(min=1, max=99, help="Plans to simulate and show.")] = 5,
+    explain: Annotated[bool, typer.Option("--explain", help="Every limiting factor, refusal and omission.")] = False,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The best, as mesh.yaml.", dir_okay=False)] = None,
+    all_: Annotated[
+        Path | None, typer.Option("--all", metavar="DIR", help="Write each that can be run.", file_okay=False)
+    ] = None,
+    json: Annotated[Path | None, typer.Option("--json", help="Write the figures here.", dir_okay=False)] = None,
+    plot: Annotated[Path | None, typer.Option(help="Rate or price over the limits: a PNG.", dir_okay=False)] = None,
+    no_simulate: Annotated[bool, typer.Option("--no-simulate", help="Closed forms only.")] = False,
+    runnable: Annotated[bool, typer.Option("--runnable", help="Only what `pdmesh up` can run now.")] = False,
+    requests: Annotated[int, typer.Option(min=2, help="At most, in one simulation.")] = 4000,
+    seed: Annotated[int, typer.Option(min=0, help="Of the arrivals.")] = 0,
+    data: Annotated[Path | None, typer.Option(help="Folder of public traces; else PDMESH_DATA.")] = None,
+) -> None:
+    """Find the best deployments of a model on your machines; runs nothing."""
+    from rich.console import Console
+
+    from services.cli.plan import PlanFlags, run_plan
+
+    flags = PlanFlags(
+        cluster=cluster,
+        objective=objective,
+        rate=rate,
+        top=top,
+        explain=explain,
+        out=out,
+        all=all_,
+        json=json,
+        plot=plot,
+        no_simulate=no_simulate,
+        runnable=runnable,
+        requests=requests,
+        seed=seed,
+        data=data,
+    )
+    raise typer.Exit(run_plan(flags, _environ(), Console(), Console(stderr=True)))
+
+
+@app.command()
+def compose(
+    config: Annotated[Path, typer.Argument(metavar="MESH.YAML", help="What is to run where.", dir_okay=False)],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The file to write.")] = Path("compose.yaml"),
+    host: Annotated[str | None, typer.Option(help="Only this machine's part. Default: a file for each.")] = None,
+    gateway_host: Annotated[
+        str | None, typer.Option(help="The gateway's machine, by the name that the others reach it by.")
+    ] = None,
+    image: Annotated[str | None, typer.Option(help="For everything; default: pdmesh:cpu, :cuda and :rocm.")] = None,
+    image_cuda: Annotated[str | None, typer.Option(help="For instances on CUDA devices.")] = None,
+    image_rocm: Annotated[str | None, typer.Option(help="For instances on ROCm devices.")] = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="Use the models in this folder, in place of a volume.", file_okay=False)
+    ] = None,
+) -> None:
+    """Write a compose file for a mesh, one service for each instance; several machines get a file each."""
+    from services.cli.compose import ComposeFlags, run_compose
+
+    flags = ComposeFlags(config, out, host, gateway_host, image, image_cuda, image_rocm, cache)
+    raise typer.Exit(run_compose(flags, _environ()))
+
+
 @model_app.command("fetch")
 def model_fetch(
     name: Annotated[str | None, typer.Argument(help="Without it: the model of the configuration.")] = None,
@@ -196,58 +261,6 @@ def config_check(config: ConfigFile = None) -> None:
     mesh = load_mesh(config, _environ(), {})
     instances = ", ".join(f"{instance.id} ({instance.role})" for instance in mesh.instances)
     print(f"ok: model {mesh.model}, dtype {mesh.dtype}, split {mesh.split}, instances {instances}")
-
-
-@bench_app.command("transfer")
-def bench_transfer(
-    json: Annotated[Path, typer.Option("--json", help="Where to write the report.", dir_okay=False)],
-    peers: Annotated[bool, typer.Option("--peers", help="Beside other libraries, those that are installed.")] = False,
-    quick: Annotated[bool, typer.Option("--quick", help="Seconds, to see that it runs; not for figures.")] = False,
-    segment_bytes: Annotated[int, typer.Option(min=64 << 10, help="Largest piece on the wire.")] = 8 << 20,
-) -> None:
-    """Measure how fast KV moves by every backend, beside memcpy and one raw TCP connection."""
-    from services.cli.bench import TransferFlags, run_transfer
-
-    raise typer.Exit(run_transfer(TransferFlags(json, peers, quick, segment_bytes)))
-
-
-@bench_app.command("policies")
-def bench_policies(
-    json: Annotated[Path, typer.Option("--json", help="Where to write the report.", dir_okay=False)],
-    simulated: Annotated[bool, typer.Option("--simulated", help="The Cronus paper's table, in the simulator.")] = False,
-    ablations: Annotated[bool, typer.Option("--ablations", help="Each choice varied, in the simulator.")] = False,
-    real: Annotated[bool, typer.Option("--real", help="Meshes of processes on two cores of this machine.")] = False,
-    costs: Annotated[bool, typer.Option("--costs", help="What a decision costs; how fast the simulator is.")] = False,
-    data: Annotated[Path | None, typer.Option(help="Folder of public traces; default: $PDMESH_DATA.")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="To see that it runs; not for figures.")] = False,
-    model: Annotated[str, typer.Option(help="With --real.")] = "smollm2",
-    requests: Annotated[int, typer.Option(min=2, help="With --real: requests of each run.")] = 96,
-    rounds: Annotated[int, typer.Option(min=1, help="With --real: interleaved repeats.")] = 5,
-    slowdown: Annotated[float, typer.Option(min=1, help="With --real: of the slow device.")] = 3.0,
-    profiles: Annotated[
-        Path | None, typer.Option(help="With --real: a folder with high.json and low.json, in place of measuring.")
-    ] = None,
-) -> None:
-    """Compare Cronus with data parallelism, pipeline parallelism and disaggregation, tuned alike."""
-    from common.errors import ConfigError
-    from services.cli.bench_policies import ABLATIONS, COSTS, REAL, SIMULATED, PoliciesFlags, run_policies
-
-    asked = {SIMULATED: simulated, ABLATIONS: ablations, REAL: real, COSTS: costs}
-    kinds = [name for name, chosen in asked.items() if chosen]
-    if len(kinds) != 1:
-        raise ConfigError("give one of --simulated, --ablations, --real and --costs")
-    flags = PoliciesFlags(
-        kind=kinds[0],
-        json=json,
-        data=data,
-        quick=quick,
-        model=model,
-        requests=requests,
-        rounds=rounds,
-        slowdown=slowdown,
-        profiles=profiles,
-    )
-    raise typer.Exit(run_policies(flags, _environ()))
 
 
 def _environ() -> dict[str, str]:

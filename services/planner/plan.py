@@ -34,7 +34,9 @@ class Option(msgspec.Struct, frozen=True):
     decode_s: float = 0.0
     """D: an answer whose prompt was computed elsewhere."""
     whole_s: float = 0.0
-    """D: prompt and answer; at least `decode_s`."""
+    """D: prompt and answer; at least `decode_s`, infinite where it cannot within the limits."""
+    batch: int | None = None
+    """D: most sequences at once that keep the limits, for mesh.yaml's max_batch; None: as many as the pool allows."""
 
     @property
     def devices(self) -> int:

@@ -31,6 +31,14 @@ class Limits(msgspec.Struct, frozen=True):
     tpot_p99_s: float | None = None
 
 
+class Misfit(msgspec.Struct, frozen=True):
+    """Why a strategy is not possible on a pool's machines."""
+
+    reason: str
+    short_bytes: int | None = None
+    """Memory that each device lacks for the longest request of the workload; None: memory is not the reason."""
+
+
 class Pool(msgspec.Struct, frozen=True):
     """Machines that are alike."""
 
@@ -43,17 +51,32 @@ class Pool(msgspec.Struct, frozen=True):
     """Per hour and device; None: not known."""
     facts: Mapping[Strategy, InstanceFacts]
     """Of every strategy whose instance fits."""
-    refused: Mapping[Strategy, str]
+    refused: Mapping[Strategy, Misfit]
     """Of the other strategies: why not, and by how much."""
     template: InstanceConfig
-    """What mesh.yaml says of each of its instances, but for id, role, host and strategy."""
+    """What mesh.yaml says of each of its instances, but for id, role, host and strategy. `device` has no number, and
+    `kv_memory` is right where the plan file gives one: else it is `kv_bytes`. `profile` is the one of TP1, if measured.
+    """
     host_link: LinkSpec
-    """From a machine to the others."""
+    """From a machine to the others, in one direction; all its devices share it."""
 
     @property
     def devices(self) -> int:
         """Over all machines."""
         return self.machines * self.devices_per_machine
+
+    def link_share(self, strategy: Strategy) -> LinkSpec:
+        """What an instance has of the host link when others like it fill the machine."""
+        share = strategy.devices / self.devices_per_machine
+        return LinkSpec(self.host_link.bytes_per_s * share, self.host_link.latency_s)
+
+    def token_bytes(self, model: ServedModel) -> int:
+        """Bytes of KV of one token in the dtype that this pool computes in."""
+        return model.spec.kv_bytes_per_token(self.template.dtype or model.dtype)
+
+    def kv_bytes(self, strategy: Strategy, model: ServedModel) -> int:
+        """Of one instance, over all its devices."""
+        return self.facts[strategy].kv_tokens * self.token_bytes(model)
 
 
 class PlanRequest(msgspec.Struct, frozen=True):
