@@ -189,9 +189,8 @@ class SimulatedPrefill(SimulatedWorker):
 class SimulatedDecode(SimulatedWorker):
     """Takes over first parts, computes the rest and decodes.
 
-    `output_tokens` says how long the answer to a request is, whatever its max_tokens, which is no less.  With
-    `tells_tokens` the tokens of running answers are told every few steps, else only the first and, at the end, the
-    others: a simulation is as much quicker.
+    `output_tokens` says how long an answer is, whatever its max_tokens, which is no less.  With `tells_tokens` those of
+    running answers are told every few steps, else the first and, at the end, the others: that is quicker.
     """
 
     def __init__(

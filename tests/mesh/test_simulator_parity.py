@@ -125,7 +125,11 @@ def simulation_of(config: MeshConfig, members: Iterable[Register]) -> Simulation
     cluster = Cluster(instances, len(layout.layers), layout.token_bytes, LinkSpec(1e9))
     work = Workload("replayed", "a test", tuple(TracedRequest(0.0, 1, 1) for _ in range(REQUESTS)))
     return Simulation(
-        cluster, load_policy(config.policy, config.split), work, prefill_slots=config.gateway.prefill_slots
+        cluster,
+        load_policy(config.policy, config.split),
+        work,
+        prefill_slots=config.gateway.prefill_slots,
+        output_lengths=config.output_lengths,
     )
 
 
@@ -139,14 +143,14 @@ def placements(decisions: Iterable[Decision]) -> dict[RequestId, Placement]:
     }
 
 
-@pytest.mark.parametrize("policy", ["cronus", "fixed"])
+@pytest.mark.parametrize("policy", ["cronus", "fixed", "capacity"])
 async def test_the_simulators_life_cycle_decides_as_the_live_one_did(
     policy: str, tmp_path: Path, deterministic_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decisions, config = await live_run(policy, tmp_path, deterministic_folder, monkeypatch)
     placed = placements(decisions)
     assert len(placed) == REQUESTS
-    if policy == "cronus":
+    if policy != "fixed":
         assert len({placement.split for placement in placed.values()}) > 5
         assert all(placement.candidates for placement in placed.values())
     assert {placement.decode for placement in placed.values()} == {"d0", "d1"}
@@ -159,7 +163,7 @@ async def test_the_simulators_life_cycle_decides_as_the_live_one_did(
     assert lifecycle.is_idle()
 
 
-@pytest.mark.parametrize("policy", ["cronus", "fixed"])
+@pytest.mark.parametrize("policy", ["cronus", "fixed", "capacity"])
 async def test_simulated_members_are_to_the_policy_what_live_ones_are(
     policy: str, tmp_path: Path, deterministic_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
