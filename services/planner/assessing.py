@@ -123,9 +123,11 @@ def disaggregated(
         yield _prefill(candidate, serving, terms, at_p, beside_s=least_d)
 
 
-def cronus(prefills: Iterable[Candidate], wholes: Iterable[Assessed], terms: Terms) -> Iterator[Assessed | Refused]:
+def cronus(prefills: Iterable[Candidate], wholes: Sequence[Assessed], terms: Terms) -> Iterator[Assessed | Refused]:
     """P that compute parts of prompts, and D that do the rest: those that could serve alone (`wholes`, aggregated)."""
     serving = Serving.CRONUS
+    if not wholes:
+        return
     for whole in wholes:
         # What P computes needs none of its token budget, which leaves room for more.
         batch = whole.option.batch if whole.batch_limited_by is Factor.TPOT else None

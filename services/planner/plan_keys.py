@@ -1,4 +1,4 @@
-"""The keys of a plan file, their types and defaults; docs/planner.md explains them."""
+"""The keys of a plan file, their types and defaults; docs/planning.md explains them."""
 
 from typing import Annotated, Any
 

@@ -53,7 +53,7 @@ def template_of(
     said["emulate"] = msgspec.structs.replace(emulate, slowdown=slowdown)
     said["threads"] = _threads(keys, measured)
     if Strategy() in measured:
-        said["profile"] = str(measured[Strategy()].path)
+        said["profile"] = str(measured[Strategy()].path.absolute())
     kind = "cpu" if device is None else _KINDS.get(device.vendor, "cpu")
     return InstanceConfig(**({"id": InstanceId(keys.name), "role": Role.DECODE, "device": kind} | said))
 

@@ -25,13 +25,14 @@ def mixed_rows(desk: Desk, *, quick: bool) -> Iterator[Row]:
             second = msgspec.structs.replace(pair.second, price=factor * pair.second.price)
             priced = msgspec.structs.replace(pair, second=second)
             desk.on_step(f"mixed: {pair.name}, price x {factor:g}")
-            yield _row(desk, priced, factor)
+            yield _row(desk, priced, factor, devices=2 if quick else 8)
 
 
-def _row(desk: Desk, pair: Pair, factor: float) -> Row:
+def _row(desk: Desk, pair: Pair, factor: float, *, devices: int) -> Row:
     budget = _BUDGET_DEVICES * pair.first.price
-    alone = [_best(desk, _request(desk, pair, budget, kind)) for kind in (pair.first, pair.second)]
-    together = _best(desk, _request(desk, pair, budget, pair.first, pair.second), uses_all=True)
+    kinds = (pair.first, pair.second)
+    alone = [_best(desk, _request(desk, pair, budget, devices, kind)) for kind in kinds]
+    together = _best(desk, _request(desk, pair, budget, devices, *kinds), uses_all=True)
     row: dict[str, str | int | float | bool | None] = {
         "kind": "mixed",
         "where": "simulated",
@@ -53,9 +54,9 @@ def _row(desk: Desk, pair: Pair, factor: float) -> Row:
     }
 
 
-def _request(desk: Desk, pair: Pair, budget: float, *kinds: Kind) -> PlanRequest:
+def _request(desk: Desk, pair: Pair, budget: float, devices: int, *kinds: Kind) -> PlanRequest:
     # Enough of each to spend it all on one kind.
-    of = [machines(kind, ceil(budget / (8 * kind.price))) for kind in kinds]
+    of = [machines(kind, ceil(budget / (devices * kind.price)), devices) for kind in kinds]
     keys = plan_keys(pair.model, of, Objective.GOODPUT, shape=pair.shape, limits=LIMITS, budget=budget)
     return desk.request(keys)
 

@@ -24,9 +24,9 @@ def rate_rows(desk: Desk, *, quick: bool) -> Iterator[Row]:
     rate and at 1.5 times that.
     """
     for pair in PAIRS[1:2] if quick else PAIRS[1:]:
-        for rate in RATES[:2] if quick else RATES:
+        for rate in RATES[1:3] if quick else RATES:
             desk.on_step(f"rates: {pair.name} at {rate:g} requests/s")
-            request = _request(desk, pair, rate)
+            request = _request(desk, pair, rate, devices=2 if quick else 8)
             found = desk.planned(request)
             best = None if found is None else desk.best_of(found.top(SIMULATED_PLANS), request)
             yield _rate_row(pair, rate, best)
@@ -34,8 +34,8 @@ def rate_rows(desk: Desk, *, quick: bool) -> Iterator[Row]:
                 yield _tightness_row(desk, pair, request, best.plan)
 
 
-def _request(desk: Desk, pair: Pair, rate: float) -> PlanRequest:
-    of = [machines(kind, _MACHINES) for kind in (pair.first, pair.second)]
+def _request(desk: Desk, pair: Pair, rate: float, *, devices: int) -> PlanRequest:
+    of = [machines(kind, _MACHINES, devices) for kind in (pair.first, pair.second)]
     keys = plan_keys(pair.model, of, Objective.PRICE, shape=pair.shape, limits=LIMITS, rate=rate)
     return desk.request(keys)
 

@@ -213,3 +213,23 @@ def test_a_slower_device_is_slower_in_every_way(slowdown, ttft_s):
     fast = within(ttft_s, workload=workload(*MIXED))
     slow = msgspec.structs.replace(fast, pools=(pool(facts={TP1: facts(COSTS.scaled(slowdown))}),))
     assert not slower_than(options(fast), options(slow))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.floats(0.001, 0.5), st.floats(0.001, 0.1))
+def test_where_nothing_is_left_the_floor_that_is_named_is_one(ttft_s, tpot_s):
+    if (message := refusal(within(ttft_s, tpot_s))) is None:
+        assert ttft_s > 0.1323
+        assert tpot_s > 0.0223
+    else:
+        floors = [float(number) for number in re.findall(r"floor of ([\d.]+) s", message)]
+        assert floors, message
+        assert set(floors) <= {0.1323, 0.0223}, message
+
+
+def refusal(made: PlanRequest) -> str | None:
+    try:
+        make_options(made)
+    except PlanError as error:
+        return str(error)
+    return None

@@ -59,8 +59,8 @@ def by_kind(rows: list[Row], kind: str) -> list[Row]:
 
 def test_swapped_devices_swap_the_roles(desk: Desk) -> None:
     one, other = role_rows(desk, quick=True)
-    assert (one["left"], one["left_roles"], one["right_roles"]) == ("A800 80GB SXM", "8 prefill", "8 decode")
-    assert (other["left"], other["left_roles"], other["right_roles"]) == ("H20", "8 decode", "8 prefill")
+    assert (one["left"], one["left_roles"], one["right_roles"]) == ("A800 80GB SXM", "2 prefill", "2 decode")
+    assert (other["left"], other["left_roles"], other["right_roles"]) == ("H20", "2 decode", "2 prefill")
     assert one["prefiller"] == other["prefiller"] == "A800 80GB SXM"
     assert one["left_prefills_closed_form_rps"] == other["right_prefills_closed_form_rps"]
 
