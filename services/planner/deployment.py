@@ -38,8 +38,14 @@ def deployed(plan: Plan, request: PlanRequest) -> System:
         policy=POLICY[plan.serving],
         cluster=cluster,
         entries={seat.name: f"{seat.pool.name} {seat.option.strategy}" for seat in taken},
-        prefill_slots=GatewayConfig().prefill_slots,
+        prefill_slots=prefill_slots(plan),
     )
+
+
+def prefill_slots(plan: Plan) -> int:
+    """Requests at one P at a time: one more than its stages, so that none of them stands idle between two prompts."""
+    stages = [group.option.strategy.pp for group in plan.groups if group.option.role is Role.PREFILL]
+    return max(GatewayConfig().prefill_slots, 1 + max(stages, default=0))
 
 
 def _instance(seat: Seat) -> SimulatedInstance:

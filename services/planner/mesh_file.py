@@ -8,8 +8,8 @@ import yaml
 
 from common.config.load import check_mesh
 from common.config.sizes import parse_size
-from common.config.types import InstanceConfig, MeshConfig
-from services.planner.deployment import POLICY
+from common.config.types import GatewayConfig, InstanceConfig, MeshConfig
+from services.planner.deployment import POLICY, prefill_slots
 from services.planner.packing import Seat, seats
 from services.planner.plan import Plan
 from services.planner.request import PlanRequest, Pool
@@ -35,6 +35,7 @@ def mesh_of(plan: Plan, request: PlanRequest) -> MeshConfig:
         model=request.model_word,
         dtype=request.model.dtype,
         policy=POLICY[plan.serving],
+        gateway=GatewayConfig(prefill_slots=prefill_slots(plan)),
         instances=tuple(_instance(seat, request.model, is_local=is_local) for seat in taken),
     )
     return config if plan.needs_ranks else check_mesh(config)

@@ -107,8 +107,6 @@ def _of_workload(workload: WorkloadKeys) -> Iterator[str]:
 
 
 def _of_objective(keys: PlanKeys) -> Iterator[str]:
-    if keys.objective is Objective.PRICE and keys.rate is None:
-        yield "objective price is the least price for a rate, and there is none; write `rate:`, requests per second"
     if keys.objective is Objective.GOODPUT and keys.limits == LimitKeys():
         yield (
             "objective goodput counts requests within limits, and there are none; write `limits:` with ttft_p99_s or "

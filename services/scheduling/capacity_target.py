@@ -25,12 +25,14 @@ class Demand(msgspec.Struct, frozen=True):
     """It and all that the decode instances have been given: what each of them is to be priced for."""
 
     @classmethod
-    def of(cls, request: RequestSpec, mesh: MeshView) -> "Demand":
-        """With the output length that `mesh` says is expected, else with all that the request allows."""
+    def of(cls, request: RequestSpec, mesh: MeshView, split: int = 0) -> "Demand":
+        """What D has to do of it when a P computes `split` tokens of the prompt, with the output length that `mesh`
+        says is expected, else with all that the request allows.
+        """
         expected = request.max_tokens if mesh.expected_output is None else mesh.expected_output
         output = max(1, min(request.max_tokens, int(expected)))
         prompt = len(request.prompt)
-        work = Work.of(Share(prompt, prompt, output, request.max_tokens, request.choices))
+        work = Work.of(Share(prompt - split, prompt, output, request.max_tokens, request.choices))
         return cls(work, reduce(Mix.plus, [view.work.mix for view in mesh.decodes], work.mix))
 
     @property

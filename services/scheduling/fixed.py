@@ -1,4 +1,4 @@
-"""The policies `fixed` and `disagg`: one split for all requests, the least loaded instances."""
+"""The policy `fixed`: one split for all requests, the least loaded instances."""
 
 from typing import Self
 
@@ -7,7 +7,7 @@ from common.kv.wire import wire_token_bytes
 from services.scheduling.eligibility import missing_role, too_long, total_tokens, with_room
 from services.scheduling.placement import Placement
 from services.scheduling.request import RequestSpec
-from services.scheduling.routing import MeshView, PlacementPolicy, Wait, least_loaded
+from services.scheduling.routing import InstanceView, MeshView, PlacementPolicy, Wait, least_loaded
 from services.scheduling.split import SplitError, resolve_split
 
 
@@ -47,13 +47,13 @@ class FixedPolicy(PlacementPolicy):
         decodes = with_room(mesh.decodes, total_tokens(request))
         if not decodes:
             return Wait("room at a decode instance")
-        decode = least_loaded(decodes).member
+        decode = self._decode(decodes, split, request, mesh).member
         if split == 0:
             return Placement(prefill=None, decode=decode.instance, split=0, kv_bytes=0)
         prefills = with_room(mesh.prefills, split)
         if not prefills:
             return Wait("a free slot at a prefill instance")
-        prefill = least_loaded(prefills).member
+        prefill = self._prefill(prefills, split).member
         kv_bytes = split * wire_token_bytes(prefill.layout, decode.layout)
         return Placement(prefill=prefill.instance, decode=decode.instance, split=split, kv_bytes=kv_bytes)
 
@@ -61,18 +61,20 @@ class FixedPolicy(PlacementPolicy):
         """A decode instance must have joined and, unless the mesh's split is 0, a prefill instance."""
         return missing_role(self._splits_prompts, mesh)
 
+    def _decode(
+        self,
+        able: list[InstanceView],
+        split: int,  # noqa: ARG002 - for those that weigh
+        request: RequestSpec,  # noqa: ARG002
+        mesh: MeshView,  # noqa: ARG002
+    ) -> InstanceView:
+        """One of those that have room; `able` is not empty."""
+        return least_loaded(able)
+
+    def _prefill(self, able: list[InstanceView], split: int) -> InstanceView:  # noqa: ARG002
+        """One of those that have a free slot; `able` is not empty."""
+        return least_loaded(able)
+
     def _split_of(self, request: RequestSpec) -> int:
         split = self._split if request.split is None else request.split
         return resolve_split(split, len(request.prompt))
-
-
-class DisaggregatedPolicy(FixedPolicy):
-    """Prefill and decode apart: P computes every prompt but its last token, whatever the mesh's split says."""
-
-    def __init__(self) -> None:
-        super().__init__("full")
-
-    @classmethod
-    def configured(cls, split: str | int | float) -> Self:  # noqa: ARG003 - it has its own
-        """See PlacementPolicy."""
-        return cls()

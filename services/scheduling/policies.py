@@ -10,7 +10,7 @@ from services.scheduling.routing import PlacementPolicy
 POLICIES: Mapping[str, str] = MappingProxyType(
     {
         "fixed": "services.scheduling.fixed:FixedPolicy",
-        "disagg": "services.scheduling.fixed:DisaggregatedPolicy",
+        "disagg": "services.scheduling.disaggregated:DisaggregatedPolicy",
         "dp": "services.scheduling.weighted:WeightedPolicy",
         "cronus": "services.scheduling.cronus:CronusPolicy",
         "capacity": "services.scheduling.capacity:CapacityPolicy",

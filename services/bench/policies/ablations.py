@@ -10,7 +10,8 @@ from services.bench.policies.pairs import DTYPE, LINK, Pair, instance
 from services.bench.report import Row, Where
 from services.scheduling.balancer import Balance
 from services.scheduling.cronus import CronusPolicy, CronusSettings
-from services.scheduling.fixed import DisaggregatedPolicy, FixedPolicy
+from services.scheduling.disaggregated import DisaggregatedPolicy
+from services.scheduling.fixed import FixedPolicy
 from services.scheduling.routing import PlacementPolicy
 from services.scheduling.weighted import WeightedPolicy
 from services.simulator.cluster import Cluster, SimulatedInstance

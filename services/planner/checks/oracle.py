@@ -44,6 +44,7 @@ MACHINES = (
     Machine("L40S", "l40s", "Llama2-70B", 8),
 )
 
+
 class Served(msgspec.Struct, frozen=True):
     """Most output tokens per second and device of an instance that serves requests of PROMPT and OUTPUT tokens."""
 
