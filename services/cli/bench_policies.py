@@ -1,6 +1,5 @@
 """`pdmesh bench policies`: Cronus and its rivals, simulated or as meshes of this machine."""
 
-import asyncio
 import tempfile
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -22,10 +21,9 @@ from services.bench.policies.run import SimulatedLoads, ablations_report, costs_
 from services.bench.policies.systems import Devices, System, mesh_of
 from services.bench.report import Report, Row, write_report
 from services.bench.table import rows_table
+from services.cli.bench_profiles import measured_profiles
 from services.cli.bench_progress import bench_progress, check_writable
 from services.cli.outcome import ExitCode
-from services.cli.profile import ALL, ProfileFlags, run_profile
-from services.launch.local import LaunchOptions, LocalMesh
 from services.launch.model import prepare_model
 from services.scheduling.profile import Profile, decode_profile
 from services.simulator.links import LinkSpec
@@ -170,12 +168,10 @@ async def _profiles(
             raise ConfigError(f"--profiles has no {' and no '.join(missing)}; `pdmesh profile` writes such files")
         return files
     config = msgspec.structs.replace(mesh_of(System.LOW_HIGH, devices, {}), policy="fixed")
-    on_step("starting a mesh to profile")
-    options = LaunchOptions(model_folder=folder)
-    async with LocalMesh(config, environ=environ, clock=SystemClock(), options=options) as mesh:
-        on_step("profiling")
-        wanted = ProfileFlags(mesh.url, (ALL,), where, None, 2 if flags.quick else 4, True, 640)
-        await asyncio.to_thread(run_profile, wanted, Console(stderr=True, quiet=not console.is_terminal))
+    repeats = 2 if flags.quick else 4
+    await measured_profiles(
+        config, folder, where, environ, on_step, repeats=repeats, longest=640, shows=console.is_terminal
+    )
     return files
 
 

@@ -7,10 +7,11 @@ import torch
 
 from common.config.sizes import parse_size
 from common.config.types import DType, InstanceConfig
-from common.errors import ConfigError, ModelError
+from common.errors import ModelError
 from common.model_store import fingerprint
 from services.engine.deterministic import DeterministicRunner, deterministic_layout
 from services.engine.deterministic_model import MODEL_TYPE, VOCAB_SIZE
+from services.engine.device import check_this_process, torch_device
 from services.engine.paged_kv import num_blocks_for
 from services.engine.runner import Runner
 from services.scheduling.continuous import BatchLimits
@@ -35,19 +36,9 @@ def prepare_process(instance: InstanceConfig) -> None:
 
     Raises ConfigError for a device that this process does not have.
     """
-    if instance.device.startswith("cuda"):
-        _check_gpu(instance)
+    check_this_process(instance)
     if instance.threads is not None:
         torch.set_num_threads(instance.threads)
-
-
-def _check_gpu(instance: InstanceConfig) -> None:
-    index, count = torch.device(instance.device).index or 0, torch.cuda.device_count()
-    if index >= count:
-        raise ConfigError(
-            f"instance {instance.id!r} wants device {instance.device!r}; torch {torch.__version__} sees {count} GPUs: "
-            "take another device, or a build of torch for this machine's GPU (README: which torch)"
-        )
 
 
 def _torch_runner(instance: InstanceConfig, dtype: DType, folder: Path, kv_memory_bytes: int) -> Runner:
@@ -59,7 +50,7 @@ def _torch_runner(instance: InstanceConfig, dtype: DType, folder: Path, kv_memor
 
     register_attention()
     return build_runner(
-        load_model(folder, instance.dtype or dtype, instance.device, ATTENTION_NAME),
+        load_model(folder, instance.dtype or dtype, torch_device(instance.device), ATTENTION_NAME),
         Sampler(),
         fingerprint=fingerprint(folder),
         block_size=instance.block_size,

@@ -34,10 +34,19 @@ class LinearProgramme:
     """Of each column: 1 where only whole numbers do, else 0."""
 
 
-def solve(programme: LinearProgramme, most_nodes: int | None = None) -> Vector | None:
-    """The columns, exact but for the solver's tolerances (1e-6 in every row, column and the cost); None where the rows
-    cannot all hold. After `most_nodes` of its tree the best columns so far, None where there are none. Raises
-    PlannerError where the solver gives up.
+@dataclass(frozen=True)
+class Solution:
+    """The best columns found; None where the rows cannot all hold, or where none were found so far."""
+
+    columns: Vector | None
+    is_proved: bool = True
+    """False where the solver was stopped: others may be better."""
+
+
+def solve(programme: LinearProgramme, most_nodes: int | None = None) -> Solution:
+    """Exact but for the solver's tolerances (1e-6 in every row, column and the cost), unless its tree had `most_nodes`.
+
+    Always the same for the same programme. Raises PlannerError where the solver gives up by itself.
     """
     limit = {} if most_nodes is None else {"node_limit": most_nodes}
     with _silent_stdout():
@@ -48,9 +57,10 @@ def solve(programme: LinearProgramme, most_nodes: int | None = None) -> Vector |
             constraints=LinearConstraint(programme.rows, programme.bounds),
             options={"mip_rel_gap": 0, **limit},
         )
-    if result.status not in (_OPTIMAL, _INFEASIBLE) and most_nodes is None:
+    is_proved = result.status in (_OPTIMAL, _INFEASIBLE)
+    if not is_proved and most_nodes is None:
         raise PlannerError(f"the search for plans failed: {result.message}")
-    return None if result.x is None else np.asarray(result.x)
+    return Solution(None if result.x is None else np.asarray(result.x), is_proved)
 
 
 @contextlib.contextmanager

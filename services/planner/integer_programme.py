@@ -8,6 +8,7 @@ from enum import Enum, auto
 from itertools import pairwise
 from typing import Final, assert_never
 
+import msgspec
 import numpy as np
 
 from common.messages.control import Role
@@ -43,6 +44,14 @@ class _AtLeast:
     bound: float
 
 
+class Best(msgspec.Struct, frozen=True):
+    """The best plan of some; None where none suits."""
+
+    plan: Plan | None
+    is_proved: bool
+    """Whether no other has more rate, or a lower price where that is wanted most."""
+
+
 class Programme:
     """The plans of one serving that consist of `kept` options; the counts of instances are its columns.
 
@@ -64,29 +73,29 @@ class Programme:
         self._rates = rates / self._rate_unit
         self._always = [*self._pools(), *self._wanted()]
 
-    def best(self, uses: Uses) -> Plan | None:
-        """The first in `Problem.order` of the plans that suit and have these uses; None where none does.
+    def best(self, uses: Uses, most_nodes: int) -> Best:
+        """The first in `Problem.order` of the plans that suit and have these uses.
 
-        One term after the other: each is the solver's goal once, and must then not get worse. The first term is the
-        best there is, to some 1e-8. Ties are settled unless that takes the solver more than `_TIE_NODES`.
+        One term after the other: each is the solver's goal once, and must then not get worse. A tree of `most_nodes`
+        ends the search for the first term, which is otherwise right to some 1e-8; a smaller one ends those for ties.
         """
         most = self._allowed(uses)
         rows = [*self._always, *self._present(uses)]
         terms = self._terms()
-        columns = self._solve(terms[0], rows, most)
-        if columns is None:
-            return None
-        plan = self._plan(columns)
+        solution = solve(self._programme(terms[0], rows, most), most_nodes)
+        if solution.columns is None:
+            return Best(None, solution.is_proved)
+        plan = self._plan(solution.columns)
         if not self._problem.fits(plan):
             raise PlannerError(f"the solver found a plan that does not fit in the pools: {plan!r}; report this problem")
         if not self._problem.suits(plan):
-            return None
+            return Best(None, solution.is_proved)
         for last, term in pairwise(terms):
             rows.append(_AtLeast(self._goal(last), self._reached(last, plan)))
             if self._may_improve(term, plan, rows, most):
-                columns = self._solve(term, rows, most, _TIE_NODES)
+                columns = solve(self._programme(term, rows, most), min(_TIE_NODES, most_nodes)).columns
                 plan = plan if columns is None else self._better(plan, self._plan(columns))
-        return plan
+        return Best(plan, solution.is_proved)
 
     def _better(self, plan: Plan, other: Plan) -> Plan:
         """Of two plans the one that is better in the first term that tells them apart."""
@@ -136,7 +145,7 @@ class Programme:
 
     def _relaxed(self, term: _Term, rows: Sequence[_AtLeast], most: Vector) -> float | None:
         programme = self._programme(term, rows, most)
-        columns = solve(dataclasses.replace(programme, integral=np.zeros(len(programme.cost))))
+        columns = solve(dataclasses.replace(programme, integral=np.zeros(len(programme.cost)))).columns
         return None if columns is None else float(min(self._goal(term) @ columns[: len(most)]))
 
     def _pools(self) -> Iterator[_AtLeast]:
@@ -171,13 +180,6 @@ class Programme:
             return all_devices
         return max(least, min(all_devices, problem.budget * float(max(speeds / prices))))
 
-    def _solve(
-        self, term: _Term, rows: Sequence[_AtLeast], most: Vector, most_nodes: int | None = None
-    ) -> Vector | None:
-        """Counts with the best of `term`; None where the rows cannot all hold, or none were found in so many nodes."""
-        columns = solve(self._programme(term, rows, most), most_nodes)
-        return None if columns is None else columns[: len(most)]
-
     def _programme(self, term: _Term, at_least: Sequence[_AtLeast], most: Vector) -> LinearProgramme:
         goal = self._goal(term)
         programme = LinearProgramme(
@@ -190,7 +192,8 @@ class Programme:
         return programme if len(goal) == 1 else _with_least(programme, goal)
 
     def _plan(self, columns: Vector) -> Plan:
-        groups = tuple(Group(option, round(count)) for option, count in zip(self._options, columns, strict=True))
+        counted = zip(self._options, columns[: len(self._options)], strict=True)
+        groups = tuple(Group(option, round(count)) for option, count in counted)
         return make_plan(self._serving, groups, rate_rps(self._serving, groups))
 
 

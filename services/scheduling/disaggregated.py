@@ -1,12 +1,14 @@
 """The policy `disagg`: prefill and decode apart."""
 
-from typing import Self
+from typing import Final, Self
 
 from services.scheduling.candidates import prefill_candidate
 from services.scheduling.capacity_target import Demand, Target
 from services.scheduling.fixed import FixedPolicy
 from services.scheduling.request import RequestSpec
 from services.scheduling.routing import InstanceView, MeshView
+
+_FREE_USE: Final = 0.8
 
 
 class DisaggregatedPolicy(FixedPolicy):
@@ -30,7 +32,9 @@ class DisaggregatedPolicy(FixedPolicy):
         if not _have_costs(able):
             return super()._decode(able, split, request, mesh)
         demand = Demand.of(request, mesh, split)
-        targets = [Target.of(view, demand, free_use=None) for view in able]
+        targets = [Target.of(view, demand, free_use=_FREE_USE) for view in able]
+        # A D without room for its KV would keep a P waiting with it.
+        targets = [target for target in targets if target.has_room] or targets
         return min(
             [target for target in targets if target.begins] or targets,
             key=lambda target: (target.through_s(), target.view.member.instance),

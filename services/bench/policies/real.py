@@ -17,7 +17,7 @@ from services.launch.local import LaunchOptions, LocalMesh
 from services.simulator.workload.requests import Workload
 
 _FIRST_PLAIN_TOKEN = 1000
-"""Ids below may be special ones or single bytes; the prompts are made of words."""
+"""Ids below may be special ones or single bytes; prompts are made of words. Of a small vocabulary the upper half."""
 
 
 class RealRun(msgspec.Struct, frozen=True):
@@ -79,10 +79,11 @@ async def run_real(
 def load_requests(workload: Workload, vocab_size: int, seed: int = 1) -> tuple[LoadRequest, ...]:
     """Prompts of the workload's lengths, of random tokens: no two share a beginning."""
     random = np.random.default_rng(seed)
+    lowest = min(_FIRST_PLAIN_TOKEN, vocab_size // 2)
     return tuple(
         LoadRequest(
             request.arrival_s,
-            tuple(random.integers(_FIRST_PLAIN_TOKEN, vocab_size, request.prompt_tokens).tolist()),
+            tuple(random.integers(lowest, vocab_size, request.prompt_tokens).tolist()),
             request.output_tokens,
         )
         for request in workload.requests

@@ -12,7 +12,7 @@ from services.simulator.report import Report
 from services.simulator.workload.requests import Workload
 
 COLUMNS = ("throughput_rps", "ttft_mean_s", "ttft_p99_s", "tbt_mean_s", "tbt_p99_s")
-_MEANS = ("throughput_rps", "ttft_mean_s", "tbt_mean_s")
+MEANS = ("throughput_rps", "ttft_mean_s", "tbt_mean_s")
 OFFLINE = "all_at_once"
 
 
@@ -88,7 +88,7 @@ def real_summary(rows: Sequence[Row]) -> dict[str, float]:
     for column in COLUMNS:
         errors = [abs(_number(row, f"predicted_{column}") / _number(row, column) - 1.0) for row in rows]
         summary[f"prediction_error_{column}"] = sum(errors) / len(errors)
-    summary["prediction_error_of_means"] = sum(summary[f"prediction_error_{column}"] for column in _MEANS) / len(_MEANS)
+    summary["prediction_error_of_means"] = sum(summary[f"prediction_error_{column}"] for column in MEANS) / len(MEANS)
     return summary
 
 
