@@ -43,7 +43,7 @@ class ServedModel(msgspec.Struct, frozen=True):
 
 def served_model(keys: ClusterKeys, file: Path) -> ServedModel:
     """The model of the cluster file `file`: by name, or from a config.json. Raises ConfigError."""
-    if not _is_path(keys.model):
+    if not _is_path(keys.model, file.parent):
         try:
             return ServedModel(find_model(keys.model), keys.dtype, keys.fingerprint)
         except ConfigError as error:
@@ -63,8 +63,8 @@ def served_model(keys: ClusterKeys, file: Path) -> ServedModel:
         ) from error
 
 
-def _is_path(model: str) -> bool:
-    return "/" in model or model.endswith(".json")
+def _is_path(model: str, folder: Path) -> bool:
+    return "/" in model or model.endswith(".json") or (folder / model / "config.json").is_file()
 
 
 def _own_fingerprint(folder: Path) -> str | None:

@@ -1,0 +1,182 @@
+"""`pdmesh bench`: its commands and their flags. Each imports what it needs when it runs."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+JsonFile = Annotated[Path, typer.Option("--json", help="Where to write the report.", dir_okay=False)]
+DataFolder = Annotated[Path | None, typer.Option(help="Folder of public traces; default: $PDMESH_DATA.")]
+Quick = Annotated[bool, typer.Option("--quick", help="To see that it runs; not for figures.")]
+
+bench_app = typer.Typer(name="bench", help="Measurements.", no_args_is_help=True)
+
+
+@bench_app.command("transfer")
+def bench_transfer(
+    json: JsonFile,
+    peers: Annotated[bool, typer.Option("--peers", help="Beside other libraries, those that are installed.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Seconds, to see that it runs; not for figures.")] = False,
+    segment_bytes: Annotated[int, typer.Option(min=64 << 10, help="Largest piece on the wire.")] = 8 << 20,
+) -> None:
+    """Measure how fast KV moves by every backend, beside memcpy and one raw TCP connection."""
+    from services.cli.bench import TransferFlags, run_transfer
+
+    raise typer.Exit(run_transfer(TransferFlags(json, peers, quick, segment_bytes)))
+
+
+@bench_app.command("policies")
+def bench_policies(
+    json: JsonFile,
+    simulated: Annotated[bool, typer.Option("--simulated", help="The Cronus paper's table, in the simulator.")] = False,
+    ablations: Annotated[bool, typer.Option("--ablations", help="Each choice varied, in the simulator.")] = False,
+    real: Annotated[bool, typer.Option("--real", help="Meshes of processes on two cores of this machine.")] = False,
+    costs: Annotated[bool, typer.Option("--costs", help="What a decision costs; how fast the simulator is.")] = False,
+    data: DataFolder = None,
+    quick: Quick = False,
+    model: Annotated[str | None, typer.Option(help="With --real: smollm2, unless given.")] = None,
+    requests: Annotated[
+        int | None, typer.Option(min=2, help="With --real: of each run; 96, with --mesh the whole trace.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="With --real: interleaved repeats.")] = 5,
+    slowdown: Annotated[float | None, typer.Option(min=1, help="With --real: of the slow device; 3.")] = None,
+    profiles: Annotated[
+        Path | None, typer.Option(help="With --real: a folder with high.json and low.json, in place of measuring.")
+    ] = None,
+    mesh: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="With --real: measure this mesh.yaml in place of the built-in pair; give several to compare them.",
+            exists=True,
+            dir_okay=False,
+        ),
+    ] = None,
+    trace: Annotated[
+        str | None, typer.Option(help="With --mesh: a trace's path, a public one's name, or synthetic[:SHAPE].")
+    ] = None,
+    divide: Annotated[int | None, typer.Option(min=1, help="With --mesh: divide every length by this.")] = None,
+    rate: Annotated[float | None, typer.Option(help="With --mesh: requests per second, as a Poisson process.")] = None,
+    all_at_once: Annotated[bool, typer.Option("--all-at-once", help="With --mesh: at 0 s (the default).")] = False,
+    recorded: Annotated[bool, typer.Option("--recorded", help="With --mesh: at the trace's own times.")] = False,
+) -> None:
+    """Compare Cronus with data parallelism, pipeline parallelism and disaggregation, tuned alike; or given meshes."""
+    kind = _one_of({"simulated": simulated, "ablations": ablations, "real": real, "costs": costs})
+    of_mesh = {"--trace": trace, "--divide": divide, "--rate": rate}
+    of_mesh |= {"--all-at-once": all_at_once or None, "--recorded": recorded or None}
+    of_pair = {"--model": model, "--slowdown": slowdown, "--profiles": profiles}
+    _check_mesh_options(kind if mesh else None, of_pair=of_pair, of_mesh=of_mesh)
+    if mesh:
+        from services.cli.bench_mesh import MeshFlags, run_bench_mesh
+
+        mesh_flags = MeshFlags(
+            mesh=tuple(mesh),
+            json=json,
+            trace=trace or "synthetic",
+            requests=requests,
+            divide=divide or 1,
+            rate=rate,
+            all_at_once=all_at_once,
+            recorded=recorded,
+            rounds=rounds,
+            quick=quick,
+            data=data,
+        )
+        raise typer.Exit(run_bench_mesh(mesh_flags, _environ()))
+    from services.cli.bench_policies import PoliciesFlags, run_policies
+
+    flags = PoliciesFlags(
+        kind=kind,
+        json=json,
+        data=data,
+        quick=quick,
+        model=model or "smollm2",
+        requests=requests or 96,
+        rounds=rounds,
+        slowdown=slowdown or 3.0,
+        profiles=profiles,
+    )
+    raise typer.Exit(run_policies(flags, _environ()))
+
+
+@bench_app.command("scheduler")
+def bench_scheduler(
+    json: JsonFile,
+    simulated: Annotated[bool, typer.Option("--simulated", help="Two clusters, in the simulator.")] = False,
+    real: Annotated[bool, typer.Option("--real", help="Two processes on two cores of this machine.")] = False,
+    quick: Quick = False,
+    model: Annotated[str, typer.Option(help="With --real.")] = "smollm2",
+    slowdown: Annotated[
+        list[float] | None, typer.Option(min=1, help="With --real: of the slow instance; several times. 1.67 and 3.45.")
+    ] = None,
+    policy: Annotated[
+        str, typer.Option(help="With --real: NAME[,NAME...], round_robin among them.")
+    ] = "round_robin,dp,jsq,capacity",
+    requests: Annotated[
+        int | None, typer.Option(min=8, help="With --real: of each run; unless given, enough for each slowdown.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="With --real: interleaved repeats.")] = 5,
+) -> None:
+    """Compare the schedulers on instances of unlike speed: round robin, its rivals, and by capacity."""
+    from services.cli.bench_scheduler import SchedulerFlags, run_scheduler
+
+    flags = SchedulerFlags(
+        kind=_one_of({"simulated": simulated, "real": real}),
+        json=json,
+        quick=quick,
+        model=model,
+        slowdowns=tuple(slowdown or (1.67, 3.45)),
+        policies=tuple(word.strip() for word in policy.split(",")),
+        requests=requests,
+        rounds=rounds,
+    )
+    raise typer.Exit(run_scheduler(flags, _environ()))
+
+
+@bench_app.command("planner")
+def bench_planner(
+    json: JsonFile,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder whose gpu/ holds the measured tables; default: $PDMESH_DATA.")
+    ] = None,
+    aiconfigurator: Annotated[
+        Path | None, typer.Option(help="An interpreter that has aiconfigurator, to compare with.", dir_okay=False)
+    ] = None,
+    quick: Quick = False,
+) -> None:
+    """Plan for mixed clusters, simulate the plans, and compare the costs behind them with others' measurements."""
+    from services.cli.bench_planner import PlannerFlags, run_bench_planner
+
+    flags = PlannerFlags(json=json, data=data, aiconfigurator=aiconfigurator, quick=quick)
+    raise typer.Exit(run_bench_planner(flags, _environ()))
+
+
+def _one_of(asked: Mapping[str, bool]) -> str:
+    """The one flag that is given. Raises ConfigError."""
+    from common.errors import ConfigError
+
+    kinds = [name for name, chosen in asked.items() if chosen]
+    if len(kinds) != 1:
+        *others, last = (f"--{name}" for name in asked)
+        raise ConfigError(f"give one of {', '.join(others)} and {last}")
+    return kinds[0]
+
+
+def _check_mesh_options(
+    kind: str | None, *, of_pair: Mapping[str, object | None], of_mesh: Mapping[str, object | None]
+) -> None:
+    """Raise ConfigError for options that do not fit; `kind` is None without --mesh."""
+    from common.errors import ConfigError
+
+    strange = [option for option, value in (of_mesh if kind is None else of_pair).items() if value is not None]
+    if kind is None and strange:
+        raise ConfigError(f"{', '.join(strange)}: only for meshes; name one with --mesh, or drop this")
+    if kind is not None and kind != "real":
+        raise ConfigError(f"--mesh with --{kind}: a mesh is measured on this machine; give --real")
+    if strange:
+        raise ConfigError(f"{', '.join(strange)}: with --mesh its file says that; drop this")
+
+
+def _environ() -> dict[str, str]:
+    return dict(os.environ)  # noqa: TID251 - a composition root
