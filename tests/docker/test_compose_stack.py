@@ -1,0 +1,173 @@
+"""A mesh in containers: built, started, asked from outside, a part of it killed, taken down."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.docker.engine import ROOT, Engine
+
+# The first test waits for the engine and the image: minutes.
+pytestmark = [pytest.mark.docker, pytest.mark.timeout(1200)]
+
+MESH = """
+model: smollm2
+gateway: {http: "127.0.0.1:0"}
+instances:
+  - {id: p0, role: prefill, threads: 1, kv_memory: 256MiB, block_size: 16, order: NHD}
+  - {id: d0, role: decode, threads: 1, kv_memory: 256MiB, block_size: 64, order: HND}
+"""
+QUESTION = {
+    "model": "smollm2",
+    "messages": [{"role": "user", "content": "What is the capital of France?"}],
+    "temperature": 0,
+    "max_tokens": 16,
+}
+
+
+class Stack:
+    """A running compose project."""
+
+    def __init__(self, engine: Engine, file: Path, project: str) -> None:
+        self.engine = engine
+        self._file = file
+        self.project = project
+
+    def compose(self, *arguments: str) -> str:
+        return self.engine.compose(self._file, self.project, *arguments)
+
+    def container(self, service: str) -> str:
+        return self.compose("ps", "-a", "-q", service).strip()
+
+    def inspect(self, service: str, what: str) -> str:
+        return self.engine.docker("inspect", "--format", f"{{{{{what}}}}}", self.container(service)).strip()
+
+    def python(self, service: str, code: str) -> str:
+        """What `code` prints in the container."""
+        return self.engine.docker("exec", self.container(service), "python", "-c", code).strip()
+
+    @cached_property
+    def url(self) -> str:
+        return f"http://{self.compose('port', 'gateway', '8000').strip()}"
+
+    def get(self, path: str) -> Any:
+        with urllib.request.urlopen(f"{self.url}{path}", timeout=10) as answer:
+            return json.load(answer)
+
+    def ask(self) -> tuple[str, dict[str, str]]:
+        """The text of the answer, and where it was computed."""
+        request = urllib.request.Request(
+            f"{self.url}/v1/chat/completions", json.dumps(QUESTION).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            words = answer.headers["x-pdmesh-placement"].split("; ")
+            text = json.load(answer)["choices"][0]["message"]["content"]
+        return text, dict(word.split("=") for word in words)
+
+    def generation(self, name: str) -> int | None:
+        """Of the life that the gateway knows; None: it knows none."""
+        members = [entry["member"] for entry in self.get("/instances")["instances"]]
+        return next((member["generation"] for member in members if member["instance"] == name), None)
+
+    def is_ready(self) -> bool:
+        try:
+            self.get("/ready")
+        except (urllib.error.URLError, ConnectionError):
+            return False
+        return True
+
+    def until(self, condition: Callable[[], bool], timeout_s: float = 120.0) -> None:
+        end_s = time.monotonic() + timeout_s
+        while not condition():
+            assert time.monotonic() < end_s, self.compose("logs", "--no-color", "--tail", "30")
+            time.sleep(0.2)
+
+
+@pytest.fixture(scope="module")
+def stack(engine: Engine, image: str, model_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    folder = tmp_path_factory.mktemp("stack")
+    (folder / "mesh.yaml").write_text(MESH)
+    command = (sys.executable, "-m", "services.cli.main", "compose", "mesh.yaml", "--image", image)
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run((*command, "--cache", str(model_cache)), cwd=folder, env=environ, check=True)
+    stack = Stack(engine, folder / "compose.yaml", f"pdmeshtest{os.getpid()}")
+    try:
+        stack.compose("up", "-d")
+        stack.until(stack.is_ready)
+        yield stack
+    finally:
+        stack.compose("down", "--volumes", "--timeout", "1")
+
+
+def test_an_answer_from_outside_for_which_kv_went_between_containers(stack: Stack) -> None:
+    text, placement = stack.ask()
+    assert "Paris" in text
+    assert (placement["prefill"], placement["decode"]) == ("p0", "d0")
+    assert int(placement["split"]) > 0
+    assert int(placement["kv-bytes"]) > 0
+
+
+def test_kv_goes_by_shared_memory_and_by_tcp(stack: Stack) -> None:
+    (link,) = stack.get("/links")["links"]
+    assert {figures["backend"] for figures in link["figures"]} == {"shm", "tcp"}
+    assert link["failed"] == []
+
+
+def test_the_gateway_is_healthy(stack: Stack) -> None:
+    stack.until(lambda: stack.inspect("gateway", ".State.Health.Status") == "healthy", 30)
+
+
+def test_instances_are_on_networks_that_lead_nowhere(stack: Stack) -> None:
+    for name in ("p0", "d0"):
+        networks = json.loads(stack.inspect(name, "json .NetworkSettings.Networks"))
+        assert len(networks) == 2
+        for network in networks:
+            assert stack.engine.docker("network", "inspect", "--format", "{{.Internal}}", network).strip() == "true"
+
+
+def test_the_gateway_is_not_on_the_network_of_kv(stack: Stack) -> None:
+    find = "import socket\ntry: print(socket.gethostbyname('p0.data'))\nexcept OSError: print('nobody')"
+    assert stack.python("gateway", find) == "nobody"
+    assert stack.python("d0", find) != "nobody"
+
+
+def test_a_process_is_nobody_in_particular_and_changes_nothing(stack: Stack) -> None:
+    code = "import os\ntry: open('/opt/x', 'w')\nexcept OSError as error: print(os.getuid(), error.strerror)"
+    for name in ("gateway", "p0", "d0"):
+        assert stack.python(name, code) == "10001 Read-only file system"
+
+
+def test_a_killed_instance_comes_back_and_serves(stack: Stack) -> None:
+    before, _ = stack.ask()
+    life = stack.generation("d0")
+    # Not `docker kill`: an engine takes that for a wish, and starts nothing again.
+    pid = stack.inspect("d0", ".State.Pid")
+    code = f"import os; os.kill({pid}, 9)"
+    killer = ("run", "--rm", "--network", "none", "--pid", "host", "--user", "0", "--entrypoint", "python")
+    stack.engine.docker(*killer, stack.inspect("d0", ".Config.Image"), "-c", code)
+    stack.until(lambda: stack.generation("d0") not in (None, life) and stack.is_ready())
+    assert stack.inspect("d0", ".RestartCount") == "1"
+    after, placement = stack.ask()
+    assert after == before
+    assert int(placement["split"]) > 0
+
+
+def test_all_end_in_order_and_nothing_is_left(stack: Stack) -> None:
+    """The last test of the stack."""
+    stack.compose("stop")
+    codes = {name: stack.inspect(name, ".State.ExitCode") for name in ("model", "gateway", "p0", "d0")}
+    assert codes == dict.fromkeys(codes, "0"), stack.compose("logs", "--no-color", "--tail", "30")
+    stack.compose("down", "--volumes")
+    mine = ("--filter", f"label=com.docker.compose.project={stack.project}", "-q")
+    assert stack.engine.docker("ps", "-a", *mine) == ""
+    assert stack.engine.docker("network", "ls", *mine) == ""
+    assert stack.engine.docker("volume", "ls", *mine) == ""
