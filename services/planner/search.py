@@ -16,7 +16,7 @@ LISTED: Final = 50_000
 """Combinations of instance counts up to which all plans are listed."""
 
 _MOST_NODES: Final = 20_000
-_WHAT_IF_NODES: Final = 2_000
+_WHAT_IF_NODES: Final = 500
 """Of the solver's tree, for the best plan of a serving and for an alternative. A node takes about 0.2 ms; very few
 problems need a thousand, those where unlike device types are within some percent of each other."""
 
