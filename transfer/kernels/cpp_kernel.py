@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from common.compiled import load_library
 from common.kv.intervals import Interval
 from common.kv.layout import KVDType, KVOrder
 from transfer.kernels.base import BoundCopy, CopySpec, Kernel, check_staging
-from transfer.kernels.compiled import load_library
 from transfer.memory import torch_dtype
 
 _HERE = Path(__file__).parent

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from common.compiled import load_library
 from common.kv.intervals import Interval
 from transfer.kernels.base import BoundCopy, CopySpec, Kernel, check_staging
-from transfer.kernels.compiled import load_library
 from transfer.kernels.cupy_kernel import GpuArguments, gpu_options, gpu_source
 
 _BEFORE = """

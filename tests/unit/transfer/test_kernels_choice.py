@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from common.compiled import load_library
 from common.kv.intervals import Interval
 from transfer.kernels.base import BoundCopy, CopySpec, Kernel
-from transfer.kernels.compiled import load_library
 from transfer.kernels.registry import kernel_for
 from transfer.kernels.self_check import agrees_with_torch
 from transfer.kernels.torch_kernel import TorchKernel
