@@ -13,6 +13,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from common.errors import ModelError
+from services.engine.native.kernels import Kernels
+from services.engine.native.paged import NativeDecodes, NativeWrites
 from services.engine.paged_kv import PagedKV
 from services.engine.step_plan import Chunk, DecodeGroup, StepPlan
 
@@ -94,25 +96,37 @@ class PagedStep:
     waits for the device at each layer, since the KV it announces must be readable by another thread.
     """
 
-    def __init__(self, kv: PagedKV, plan: StepPlan, on_layer: Callable[[int], None] | None) -> None:
+    def __init__(
+        self, kv: PagedKV, plan: StepPlan, on_layer: Callable[[int], None] | None, kernels: Kernels | None = None
+    ) -> None:
         self._kv = kv
         self._plan = plan
         self._on_layer = on_layer
-        self._written = kv.token_rows(plan.slots)
+        self._kernels = kernels
+        self._views: dict[tuple[int | None, bool], tuple[_View, ...]] = {}
+        self._writes = None if self._kernels is None else NativeWrites(self._kernels, kv, plan.slots)
+        self._written = kv.token_rows(plan.slots) if self._writes is None else None
         self._stale = kv.token_rows(plan.stale_slots) if plan.stale_slots else None
-        self._views: dict[int | None, tuple[_View, ...]] = {}
 
     def attend(self, call: AttentionCall) -> torch.Tensor:
         """Write, announce, attend; see AttentionStep."""
-        self._kv.write(call.layer, call.key, call.value, self._written)
-        if self._stale is not None:
+        native = self._kernels is not None and call.softcap is None
+        self._write(call)
+        if self._stale is not None and not native:
             # A masked key still counts when it is NaN: 0 · NaN. What an earlier owner left must not be seen at all.
             self._kv.clear(call.layer, self._stale)
         self._announce(call.layer)
-        views = self._views_for(call.window, call.query.dtype)
+        views = self._views_for(call.window, native, call.query.dtype)
         if len(views) == 1:
             return views[0].attend(self._kv, call)
         return torch.cat([view.attend(self._kv, call) for view in views])
+
+    def _write(self, call: AttentionCall) -> None:
+        if self._writes is not None:
+            self._writes.write(self._kv, call)
+        else:
+            assert self._written is not None  # one of the two, see __init__
+            self._kv.write(call.layer, call.key, call.value, self._written)
 
     def _announce(self, layer: int) -> None:
         if self._on_layer is None:
@@ -121,15 +135,22 @@ class PagedStep:
             torch.accelerator.current_stream(self._kv.device).synchronize()
         self._on_layer(layer)
 
-    def _views_for(self, window: int | None, dtype: torch.dtype) -> "tuple[_View, ...]":
-        views = self._views.get(window)
+    def _views_for(self, window: int | None, native: bool, dtype: torch.dtype) -> "tuple[_View, ...]":
+        views = self._views.get((window, native))
         if views is None:
             views = (
-                *(_DecodeView(self._kv, group, window, dtype) for group in self._plan.decodes),
+                *self._decode_views(window, native, dtype),
                 *(_chunk_view(self._kv, chunk, window, dtype) for chunk in self._plan.chunks),
             )
-            self._views[window] = views
+            self._views[window, native] = views
         return views
+
+    def _decode_views(self, window: int | None, native: bool, dtype: torch.dtype) -> "Sequence[_View]":
+        groups = self._plan.decodes
+        if native and groups:
+            assert self._kernels is not None  # that is what native means
+            return [NativeDecodes(self._kernels, self._kv, groups, window)]
+        return [_DecodeView(self._kv, group, window, dtype) for group in groups]
 
 
 class _View(Protocol):

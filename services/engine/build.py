@@ -1,6 +1,8 @@
 """From an instance's configuration to a runner: loads the model, sizes the KV cache."""
 
 import json
+import logging
+import os
 from pathlib import Path
 
 import torch
@@ -8,13 +10,15 @@ import torch
 from common.config.sizes import parse_size
 from common.config.types import DType, InstanceConfig
 from common.errors import ModelError
-from common.model_store import fingerprint
+from common.model_store import cache_root, fingerprint
 from services.engine.deterministic import DeterministicRunner, deterministic_layout
 from services.engine.deterministic_model import MODEL_TYPE, VOCAB_SIZE
 from services.engine.device import check_this_process, torch_device
 from services.engine.paged_kv import num_blocks_for
 from services.engine.runner import Runner
 from services.scheduling.continuous import BatchLimits
+
+_log = logging.getLogger(__name__)
 
 
 def build_instance_runner(instance: InstanceConfig, dtype: DType, folder: Path) -> Runner:
@@ -45,18 +49,30 @@ def _torch_runner(instance: InstanceConfig, dtype: DType, folder: Path, kv_memor
     # Imported here: transformers takes seconds, and the deterministic model does without it.
     from services.engine.attention import ATTENTION_NAME, register_attention
     from services.engine.loading.load import load_model
+    from services.engine.native.kernels import Kernels
     from services.engine.sampling import Sampler
     from services.engine.torch_runner import build_runner
 
     register_attention()
+    device = torch_device(instance.device)
+    on_cpu = torch.device(device).type == "cpu"
     return build_runner(
-        load_model(folder, instance.dtype or dtype, torch_device(instance.device), ATTENTION_NAME),
+        load_model(folder, instance.dtype or dtype, device, ATTENTION_NAME),
         Sampler(),
         fingerprint=fingerprint(folder),
         block_size=instance.block_size,
         order=instance.order,
         kv_memory_bytes=kv_memory_bytes,
+        kernels=Kernels.compiled(cache) if on_cpu and (cache := _user_cache()) is not None else None,
     )
+
+
+def _user_cache() -> Path | None:
+    try:
+        return cache_root(os.environ)  # noqa: TID251 - where compiled code is kept is no part of a configuration
+    except ModelError as error:
+        _log.warning("no place for compiled kernels, torch computes all: %s", error)
+        return None
 
 
 def prefill_limits(instance: InstanceConfig) -> BatchLimits:

@@ -9,7 +9,10 @@ from common.errors import ModelError
 from common.kv.layout import KVDType, KVOrder
 from services.engine.attention import PagedStep
 from services.engine.binding import bind, context_length_of, layout_of
+from services.engine.native.kernels import Kernels
+from services.engine.native.self_check import trusted
 from services.engine.paged_kv import PagedKV, num_blocks_for
+from services.engine.quicken import quicken
 from services.engine.runner import Runner, Sampled, SampleRequest, StepItem
 from services.engine.step_plan import plan_step
 
@@ -28,7 +31,9 @@ class LogitsSampler(Protocol):
 class TorchRunner(Runner):
     """Runs `model` (already bound, see `build_runner`) over `kv`, which it owns. Any torch device."""
 
-    def __init__(self, model: "PreTrainedModel", kv: PagedKV, sampler: LogitsSampler) -> None:
+    def __init__(
+        self, model: "PreTrainedModel", kv: PagedKV, sampler: LogitsSampler, kernels: Kernels | None = None
+    ) -> None:
         self.kv = kv
         self.layout = kv.layout
         self.num_blocks = kv.num_blocks
@@ -36,6 +41,7 @@ class TorchRunner(Runner):
         self.vocab_size = int(model.config.get_text_config(decoder=True).vocab_size)
         self._model = model
         self._sampler = sampler
+        self._kernels = kernels
 
     def run(
         self, items: Sequence[StepItem], on_layer: Callable[[int], None] | None = None
@@ -67,7 +73,7 @@ class TorchRunner(Runner):
             position_ids=torch.tensor([plan.positions], device=device),
             use_cache=False,
             logits_to_keep=torch.tensor(sampled_rows, dtype=torch.int64, device=device),
-            paged_step=PagedStep(self.kv, plan, on_layer),
+            paged_step=PagedStep(self.kv, plan, on_layer, self._kernels),
         )
         logits: torch.Tensor = output.logits[0]
         return logits.float()
@@ -87,8 +93,11 @@ def build_runner(
     block_size: int,
     order: KVOrder,
     kv_memory_bytes: int,
+    kernels: Kernels | None = None,
 ) -> TorchRunner:
     """A runner for a loaded model, in the model's own dtype and on its device, with a KV cache of that many bytes.
+
+    On a CPU the model's layers are replaced by faster ones, the fastest with `kernels`; `model` is of no use to others.
 
     Raises ModelError when the model cannot be served exactly, ConfigError when not one block fits.
     """
@@ -104,4 +113,9 @@ def build_runner(
         device=str(model.device),
     )
     bind(model, layout)
-    return TorchRunner(model, PagedKV(layout, num_blocks_for(layout, kv_memory_bytes)), sampler)
+    kv = PagedKV(layout, num_blocks_for(layout, kv_memory_bytes))
+    kernels = trusted(kernels, kv)
+    if quicken(model, kernels):
+        # The same proof again, for what the layers have become.
+        bind(model, layout)
+    return TorchRunner(model, kv, sampler, kernels)

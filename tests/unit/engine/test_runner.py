@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from common.kv.layout import KVOrder
+from services.engine.native.kernels import Kernels
 from services.engine.runner import StepItem
-from tests.unit.engine.tiny_models import MODELS, WINDOW, Sequences, Subject, sample_request
+from tests.unit.engine.tiny_models import MODELS, WIDE_MODELS, WINDOW, Sequences, Subject, sample_request
 
 NHD, HND = KVOrder.NHD, KVOrder.HND
 LAYOUTS = [(1, NHD), (3, HND), (16, NHD)]
@@ -22,19 +23,24 @@ def assert_close(actual: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(actual, expected, atol=1e-4, rtol=0)
 
 
+BY_KERNELS = ("qwen3", "gemma2", "gemma3", *WIDE_MODELS)
+"""Computed a second time with the C++ kernels, as far as they serve them."""
+
+
 @pytest.fixture(scope="session")
-def subject_named() -> Callable[[str], Subject]:
+def subject_named(kernels: Kernels) -> Callable[[str], Subject]:
     made: dict[str, Subject] = {}
 
     def subject(name: str) -> Subject:
         if name not in made:
-            made[name] = Subject(name)
+            kind, _, model = name.rpartition(":")
+            made[name] = Subject(model, kernels if kind == "kernels" else None)
         return made[name]
 
     return subject
 
 
-@pytest.fixture(params=MODELS)
+@pytest.fixture(params=[*MODELS, *(f"kernels:{name}" for name in BY_KERNELS)])
 def subject(request: pytest.FixtureRequest, subject_named: Callable[[str], Subject]) -> Subject:
     return subject_named(request.param)
 
@@ -130,6 +136,17 @@ def test_sliding_window_and_softcap_matter_in_these_models(
         with torch.inference_mode():
             other = changed(torch.tensor([prompt])).logits[0]
         assert (other - subject.reference(prompt))[-1].abs().max() > 1e-2, (name, change)
+
+
+@pytest.mark.parametrize("name", ["llama-wide", "mistral-wide"])
+def test_kernels_reach_over_many_tiles(subject_named: Callable[[str], Subject], name: str) -> None:
+    """Contexts longer than the scores that the kernel holds at a time."""
+    subject = subject_named(f"kernels:{name}")
+    sequences = subject.sequences(16, HND, num_tokens=1024)
+    prompts = [subject.prompt(length, length) for length in (126, 64, 65, 128)]
+    parts = [(prompt, len(prompt) - 1, len(prompt), sequences.blocks(len(prompt))) for prompt in prompts]
+    sequences.step(*[(prompt, 0, start, blocks) for prompt, start, _, blocks in parts])
+    assert_close(sequences.step(*parts), torch.stack([subject.reference(prompt)[-1] for prompt in prompts]))
 
 
 def test_long_softcapped_chunks_are_attended_in_slices(subject_named: Callable[[str], Subject]) -> None:

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from common.errors import ModelError
 from common.kv.layout import KVOrder
 from common.messages.sampling import SamplingParams
+from services.engine.native.kernels import Kernels
 from services.engine.runner import Sampled, SampleRequest, StepItem
 from services.engine.torch_runner import TorchRunner, build_runner
 
@@ -39,6 +40,17 @@ _SLIDING_QWEN: dict[str, object] = {
     "max_window_layers": 1,
     "head_dim": 16,
 }
+
+_WIDE: dict[str, object] = {"head_dim": 32}
+"""Wide enough for the C++ kernels, which handle 16 elements at a time, and half a head at least."""
+
+WIDE_MODELS: dict[str, tuple[str, dict[str, object]]] = {
+    "llama-wide": ("Llama", _WIDE),
+    "llama-one-head": ("Llama", {**_WIDE, "hidden_size": 112, "num_key_value_heads": 1, "num_attention_heads": 7}),
+    "qwen2-wide": ("Qwen2", {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 2}),
+    "mistral-wide": ("Mistral", {**_WIDE, "sliding_window": WINDOW}),
+}
+"""Models whose layers are fused where there are kernels."""
 
 MODELS: dict[str, tuple[str, dict[str, object]]] = {
     "llama-mha": ("Llama", {"num_key_value_heads": 6}),
@@ -126,8 +138,9 @@ def sample_request(position: int, **changes: object) -> SampleRequest:
 class Subject:
     """A model, its logits by transformers' own forward, and runners over the same weights."""
 
-    def __init__(self, name: str) -> None:
-        family, overrides = MODELS[name]
+    def __init__(self, name: str, kernels: Kernels | None = None) -> None:
+        family, overrides = (MODELS | WIDE_MODELS)[name]
+        self._kernels = kernels
         self._reference = make_model(family, overrides)
         self._served = make_model(family, overrides)
 
@@ -161,6 +174,7 @@ class Subject:
             block_size=block_size,
             order=order,
             kv_memory_bytes=token_bytes * -(-num_tokens // block_size) * block_size,
+            kernels=self._kernels,
         )
         for cache in (*runner.kv.keys, *runner.kv.values):
             cache.fill_(float("nan"))

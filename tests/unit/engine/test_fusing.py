@@ -1,0 +1,61 @@
+"""Which layers are fused, and that proof decides it."""
+
+import pytest
+import torch
+
+from services.engine.attention import ATTENTION_NAME, register_attention
+from services.engine.fusing import FusedLayer, fuse_layers
+from services.engine.native.kernels import Kernels
+from services.engine.prepack import can_pack
+from services.engine.quicken import quicken
+from tests.unit.engine.tiny_models import MODELS, WIDE_MODELS, make_model
+
+LAYERS = 3
+
+pytestmark = pytest.mark.skipif(not can_pack(torch.float32, torch.device("cpu")), reason="this torch packs no weights")
+
+
+def model_of(name: str, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
+    register_attention()
+    model = make_model(*(MODELS | WIDE_MODELS)[name]).to(dtype)
+    model.set_attn_implementation(ATTENTION_NAME)
+    return model
+
+
+@pytest.mark.parametrize("name", WIDE_MODELS)
+def test_layers_of_the_llama_kind_are_fused(kernels: Kernels, name: str) -> None:
+    model = model_of(name)
+    assert fuse_layers(model, kernels) == LAYERS
+    assert all(isinstance(layer, FusedLayer) for layer in model.model.layers)
+    assert fuse_layers(model, kernels) == 0
+
+
+@pytest.mark.parametrize("name", ["llama-gqa", "qwen3", "gemma2", "gemma3"])
+def test_others_are_not(kernels: Kernels, name: str) -> None:
+    """Heads of 8 elements; norms of queries and keys; norms and activations of another kind."""
+    model = model_of(name)
+    before = list(model.model.layers)
+    assert fuse_layers(model, kernels) == 0
+    assert list(model.model.layers) == before
+
+
+def test_a_layer_that_computes_something_more_is_not_fused(kernels: Kernels) -> None:
+    """All the parts and names of the Llama kind; only the numbers tell."""
+    model = model_of("llama-wide")
+    odd = model.model.layers[1]
+    odd.mlp.register_forward_hook(lambda module, inputs, output: output * 1.25)
+    assert fuse_layers(model, kernels) == LAYERS - 1
+    assert model.model.layers[1] is odd
+
+
+def test_quicken_packs_what_it_does_not_fuse(kernels: Kernels) -> None:
+    model = model_of("llama-wide")
+    assert quicken(model, kernels)
+    assert not [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
+    assert not quicken(model, kernels), "nothing is left to do"
+
+
+def test_float16_stays_as_it_is(kernels: Kernels) -> None:
+    model = model_of("llama-wide", torch.float16)
+    assert not quicken(model, kernels)
+    assert [module for module in model.modules() if isinstance(module, torch.nn.Linear)]

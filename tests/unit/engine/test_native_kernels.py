@@ -1,0 +1,137 @@
+"""The C++ operations do what the models' own torch code does."""
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.functional import silu
+
+from common.kv.intervals import Interval
+from common.kv.layout import KVDType, KVLayout, KVOrder
+from services.engine.native.kernels import ATTENTION_DIMS, DecodeAttention, Kernels
+from services.engine.native.self_check import attention_agrees, trusted
+from services.engine.paged_kv import PagedKV
+
+DTYPES = [torch.float32, torch.bfloat16]
+
+
+def assert_same(actual: torch.Tensor, expected: torch.Tensor) -> None:
+    """bfloat16: the same bits, since every rounding is in the same place."""
+    tolerance = 2e-6 if actual.dtype is torch.float32 else 0
+    torch.testing.assert_close(actual, expected, atol=tolerance, rtol=tolerance)
+
+
+def random(*shape: int, dtype: torch.dtype, scale: float = 1.0) -> torch.Tensor:
+    return (torch.randn(shape, generator=torch.Generator().manual_seed(len(shape) + shape[-1])) * scale).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", [1, 7, 700])
+def test_rms_norm(kernels: Kernels, dtype: torch.dtype, rows: int) -> None:
+    x, added, weight = (
+        random(rows, 96, dtype=dtype),
+        random(rows, 2, 48, dtype=dtype).view(rows, 96),
+        random(96, dtype=dtype),
+    )
+    for more in (None, added):
+        total = x if more is None else x + more
+        wide = total.float()
+        expected = weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-5)).to(dtype)
+        own = x.clone()
+        assert_same(kernels.rms_norm(own, more, weight, 1e-5), expected)
+        assert torch.equal(own, total)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", [1, 400])
+def test_rotate(kernels: Kernels, dtype: torch.dtype, rows: int) -> None:
+    heads, kept, dim = 3, 2, 64
+    x = random(rows, heads + kept, dim, dtype=dtype)
+    cosines, sines = random(rows, dim, dtype=dtype), random(rows, dim, dtype=dtype, scale=2)
+    halves = torch.cat((-x[..., dim // 2 :], x[..., : dim // 2]), -1)
+    expected = x * cosines[:, None] + halves * sines[:, None]
+    expected[:, heads:] = x[:, heads:]
+    actual = x.clone().view(rows, -1)
+    kernels.rotate(actual, cosines, sines, heads)
+    assert_same(actual.view_as(x), expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", [1, 500])
+def test_silu_and_multiply(kernels: Kernels, dtype: torch.dtype, rows: int) -> None:
+    x = random(rows, 2 * 112, dtype=dtype, scale=30)
+    x[0, :6] = torch.tensor([0.0, -0.0, 100.0, -100.0, float("inf"), -200.0])
+    gate, up = x.chunk(2, -1)
+    expected = silu(gate) * up
+    torch.testing.assert_close(
+        kernels.silu_and_multiply(x), expected, atol=1e-6, rtol=2e-6 if x.dtype is torch.float32 else 8e-3
+    )
+
+
+def test_not_a_number_stays_one(kernels: Kernels) -> None:
+    for dtype in DTYPES:
+        x = torch.full((1, 32), torch.nan).to(dtype)
+        assert kernels.silu_and_multiply(x).isnan().all()
+        assert kernels.rms_norm(x, None, torch.ones(32, dtype=dtype), 1e-5).isnan().all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("head_dim", ATTENTION_DIMS)
+def test_attention_of_every_head_size_agrees(kernels: Kernels, dtype: torch.dtype, head_dim: int) -> None:
+    assert attention_agrees(kernels, dtype, head_dim)
+
+
+class Careless(Kernels):
+    """Forgets the scale."""
+
+    def attend(self, call: DecodeAttention) -> None:
+        call.scaling = 1.0
+        super().attend(call)
+
+
+def test_kernels_that_do_not_agree_are_not_used(kernels: Kernels, caplog: pytest.LogCaptureFixture) -> None:
+    kv = cache(64, KVDType.FLOAT32)
+    assert trusted(kernels, kv) is kernels
+    assert trusted(Careless(kernels.library), kv) is None
+    assert "do not agree with torch" in caplog.text
+
+
+def test_caches_that_no_kernel_serves(kernels: Kernels) -> None:
+    assert trusted(kernels, cache(64, KVDType.FLOAT16)) is None
+    assert trusted(kernels, cache(72, KVDType.FLOAT32)) is None
+    assert trusted(None, cache(64, KVDType.FLOAT32)) is None
+
+
+def cache(head_dim: int, dtype: KVDType) -> PagedKV:
+    layout = KVLayout(
+        model="m",
+        dtype=dtype,
+        block_size=4,
+        order=KVOrder.NHD,
+        layers=Interval(0, 1),
+        heads=Interval(0, 1),
+        head_dim=head_dim,
+    )
+    return PagedKV(layout, 1)
+
+
+def test_a_head_size_without_code_is_refused(kernels: Kernels) -> None:
+    with pytest.raises(ValueError, match="heads of 24 elements; there are"):
+        kernels.attend(DecodeAttention(dim=24))
+
+
+def test_what_the_kernels_serve() -> None:
+    cpu = torch.device("cpu")
+    assert Kernels.serves(torch.bfloat16, cpu, 576, 1536)
+    assert not Kernels.serves(torch.bfloat16, cpu, 576, 1530)
+    assert not Kernels.serves(torch.float16, cpu, 576)
+    assert not Kernels.serves(torch.float32, torch.device("cuda"), 576)
+
+
+def test_no_place_to_compile_is_one_line_in_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    with caplog.at_level(logging.WARNING):
+        assert Kernels.compiled(file) is None
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
