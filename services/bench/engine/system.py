@@ -1,0 +1,76 @@
+"""One engine under measurement, in a process of its own that answers trials line by line."""
+
+import asyncio
+import json
+import signal
+from collections.abc import Sequence
+from typing import Any, Self
+
+from services.bench.engine.errors import BenchError
+from services.bench.engine.loads import Load
+
+_LEAVE_S = 10.0
+_LINE_BYTES = 1 << 24
+
+
+class System:
+    """See services.engine.trial for what is said on the pipes. Its stderr is ours."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+        self.name = self.version = ""
+
+    @classmethod
+    async def start(cls, command: Sequence[str]) -> Self:
+        """Ready when this returns; the caller closes it. Raises BenchError where the program ends instead."""
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            limit=_LINE_BYTES,
+            start_new_session=True,  # Ctrl-C is for the bench process, which then ends this one
+        )
+        system = cls(process)
+        try:
+            hello = await system._hear()
+        except BaseException:
+            await system.close()
+            raise
+        system.name, system.version = hello["name"], hello["version"]
+        system._signal(signal.SIGSTOP)
+        return system
+
+    async def seconds(self, load: Load) -> float:
+        """Serve `load` once; at other times the process stands still. Raises BenchError where tokens are missing."""
+        # Some engines poll while they idle, and would take a core from the one that is measured.
+        self._signal(signal.SIGCONT)
+        assert self._process.stdin is not None, "started with a pipe"
+        self._process.stdin.write(json.dumps({"prompts": load.prompts, "outputs": load.outputs}).encode() + b"\n")
+        answer = await self._hear()
+        self._signal(signal.SIGSTOP)
+        if answer["tokens"] != sum(load.outputs):
+            raise BenchError(f"{self.name} gave {answer['tokens']} tokens of {sum(load.outputs)}; see its stderr")
+        return float(answer["seconds"])
+
+    async def close(self) -> None:
+        """End the process: it leaves when its stdin closes, or is killed."""
+        assert self._process.stdin is not None, "started with a pipe"
+        self._signal(signal.SIGCONT)
+        self._process.stdin.close()
+        try:
+            async with asyncio.timeout(_LEAVE_S):
+                await self._process.wait()
+        except TimeoutError:
+            self._process.kill()
+            await self._process.wait()
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._process.returncode is None:
+            self._process.send_signal(number)
+
+    async def _hear(self) -> dict[str, Any]:
+        assert self._process.stdout is not None, "started with a pipe"
+        while line := await self._process.stdout.readline():
+            if line.startswith(b"{"):  # libraries may write to stdout, too
+                return dict(json.loads(line))
+        raise BenchError(f"{self.name or 'an engine'} has ended; its last words are above")
