@@ -26,6 +26,7 @@ class NativeWrites:
 
     def __init__(self, kernels: Kernels, kv: PagedKV, slots: Sequence[int]) -> None:
         self._kernels = kernels
+        _check("slot", slots, kv.num_blocks * kv.layout.block_size)
         self._slots = array("q", slots)
         self._call = Write(slots=_address(self._slots), rows=len(slots), **_geometry(kv))
 
@@ -53,6 +54,7 @@ class NativeDecodes:
         self._tables = array("q")
         for table, count in zip(blocks, used, strict=True):
             self._tables.extend(table[:count])
+        _check("block", self._tables, kv.num_blocks)
         self._starts = array("q", accumulate(used[:-1], initial=0))
         self._first = array("q", [0 if window is None else max(0, position + 1 - window) for position in positions])
         self._last = array("q", positions)
@@ -95,6 +97,12 @@ def _geometry(kv: PagedKV) -> dict[str, int]:
         "head_stride": dim if by_token else size * dim,
         "type": Kernels.type_code(kv.dtype),
     }
+
+
+def _check(what: str, numbers: Sequence[int], bound: int) -> None:
+    # The C++ side trusts them: an error there is a wild write.
+    if numbers and not 0 <= min(numbers) <= max(numbers) < bound:
+        raise ValueError(f"{what}s must be in [0, {bound}), not {min(numbers)} … {max(numbers)}")
 
 
 def _dense(rows: torch.Tensor) -> torch.Tensor:

@@ -3,12 +3,15 @@
 import pytest
 import torch
 
+from common.kv.layout import KVOrder
 from services.engine.attention import ATTENTION_NAME, register_attention
 from services.engine.fusing import FusedLayer, fuse_layers
 from services.engine.native.kernels import Kernels
 from services.engine.prepack import can_pack
 from services.engine.quicken import quicken
-from tests.unit.engine.tiny_models import MODELS, WIDE_MODELS, make_model
+from services.engine.runner import StepItem
+from services.engine.torch_runner import build_runner
+from tests.unit.engine.tiny_models import MODELS, WIDE_MODELS, RecordingSampler, make_model
 
 LAYERS = 3
 
@@ -59,3 +62,19 @@ def test_float16_stays_as_it_is(kernels: Kernels) -> None:
     model = model_of("llama-wide", torch.float16)
     assert not quicken(model, kernels)
     assert [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
+
+
+@pytest.mark.parametrize(("start", "blocks"), [(0, (99,)), (0, (-1,)), (17, (0, 99)), (17, (-3, 1))])
+def test_blocks_that_the_cache_does_not_have_are_refused(kernels: Kernels, start: int, blocks: tuple[int, ...]) -> None:
+    """As torch does; the C++ side would write there."""
+    runner = build_runner(
+        make_model(*WIDE_MODELS["llama-wide"]),
+        RecordingSampler(),
+        fingerprint="f",
+        block_size=16,
+        order=KVOrder.NHD,
+        kv_memory_bytes=1 << 20,
+        kernels=kernels,
+    )
+    with pytest.raises(ValueError, match=r"must be in \[0, "):
+        runner.run([StepItem(tokens=(1,), start=start, blocks=blocks)])

@@ -9,8 +9,12 @@ import sys
 import time
 from typing import Any
 
-import llama_cpp
 import numpy as np
+
+try:
+    import llama_cpp
+except ImportError as error:
+    sys.exit(f"llama-cpp-python cannot be imported: {error}; install it, or name an interpreter that has it")
 
 _BATCH, _MICRO_BATCH = 2048, 512
 _SILENT: Any = llama_cpp.llama_log_callback(lambda *_: None)
