@@ -14,6 +14,8 @@ MAX_BATCH = 64
 LINK_GBIT_PER_S = 400.0
 """Of each machine."""
 LIMITS = LimitKeys(ttft_p99_s=4.0, tpot_p99_s=0.1)
+TIGHT = LimitKeys(ttft_p99_s=2.0, tpot_p99_s=0.03)
+"""Steps of 512 tokens take longer than this TPOT on most devices: prompts beside decodes cost dearly."""
 
 
 class Kind(msgspec.Struct, frozen=True):
@@ -46,17 +48,17 @@ class Pair(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.first.device} + {self.second.device}"
 
 
+_A800, _H20 = Kind("A800 80GB SXM", 1.5), Kind("H20", 1.5)
+_NO_LIST = "equal, as no list has both"
 PAIRS = (
-    Pair(
-        first=Kind("A800 80GB SXM", 1.5),
-        second=Kind("H20", 1.5),
-        prices="equal, as no list has both",
-        model="Qwen2.5-32B",
-    ),
+    Pair(first=_A800, second=_H20, prices=_NO_LIST, model="LLaMA3-8B"),
+    Pair(first=_A800, second=_H20, prices=_NO_LIST, model="Qwen2.5-32B"),
     Pair(first=Kind("A100 40GB SXM", 3.67), second=Kind("L4", 0.70), prices="gcp", model="LLaMA3-8B"),
     Pair(first=Kind("H100 SXM", 1.50), second=Kind("MI300X", 1.34), prices="tco", model="Qwen2.5-72B"),
 )
 """Prices as in docs/devices.md."""
+LISTED = PAIRS[2:]
+"""Those that a price list has."""
 
 
 def machines(kind: Kind, count: int, devices: int = 8, *, pool: str | None = None) -> MachineKeys:

@@ -1,38 +1,58 @@
 """Two kinds of devices together against each alone, for the same money."""
 
 from collections.abc import Iterator
+from itertools import product
 from math import ceil
 
 import msgspec
 
-from services.planner.benchmark.cases import DECODE_HEAVY, LIMITS, PAIRS, Kind, Pair, machines, plan_keys
+from services.planner.benchmark.cases import LIMITS, PAIRS, TIGHT, Kind, Pair, machines, plan_keys
 from services.planner.benchmark.desk import Desk, Row, tried_columns
 from services.planner.evaluate import Evaluation
 from services.planner.plan import Plan
+from services.planner.plan_keys import LimitKeys, PlanKeys
 from services.planner.request import Objective, PlanRequest
 
-PRICE_FACTORS = (0.5, 1.0, 2.0)
+PRICE_FACTORS = (0.5, 0.75, 1.0)
 """Of the second device's price: lists differ by as much."""
-_DECODE_HEAVY = msgspec.structs.replace(PAIRS[0], shape=DECODE_HEAVY)
-_BUDGET_DEVICES = 4
+_BUDGET_DEVICES = 8
 """Devices of the first kind that the budget pays for."""
 
 
 def mixed_rows(desk: Desk, *, quick: bool) -> Iterator[Row]:
     """A row for each pair and price: most goodput of each kind alone and of both, by closed form and simulated."""
-    for pair in PAIRS[:1] if quick else (*PAIRS, _DECODE_HEAVY):
+    for pair, limits in product(PAIRS[:1], (TIGHT,)) if quick else product(PAIRS, (TIGHT, LIMITS)):
         for factor in PRICE_FACTORS[1:2] if quick else PRICE_FACTORS:
+            desk.on_step(f"mixed: {pair.name}, {pair.model}, price x {factor:g}")
             second = msgspec.structs.replace(pair.second, price=factor * pair.second.price)
-            priced = msgspec.structs.replace(pair, second=second)
-            desk.on_step(f"mixed: {pair.name}, price x {factor:g}")
-            yield _row(desk, priced, factor, devices=2 if quick else 8)
+            case = _Case(msgspec.structs.replace(pair, second=second), limits, devices=2 if quick else 8)
+            yield {**_row(desk, case), "price_factor": factor}
 
 
-def _row(desk: Desk, pair: Pair, factor: float, *, devices: int) -> Row:
-    budget = _BUDGET_DEVICES * pair.first.price
+class _Case(msgspec.Struct, frozen=True):
+    pair: Pair
+    limits: LimitKeys
+    devices: int
+    """Of each machine."""
+
+    @property
+    def budget(self) -> float:
+        """Per hour."""
+        return _BUDGET_DEVICES * self.pair.first.price
+
+    def keys(self, *kinds: Kind) -> PlanKeys:
+        """The plan file for these kinds, with enough of each to spend it all on one."""
+        of = [machines(kind, ceil(self.budget / (self.devices * kind.price)), self.devices) for kind in kinds]
+        return plan_keys(
+            self.pair.model, of, Objective.GOODPUT, shape=self.pair.shape, limits=self.limits, budget=self.budget
+        )
+
+
+def _row(desk: Desk, case: _Case) -> Row:
+    pair = case.pair
     kinds = (pair.first, pair.second)
-    alone = [_best(desk, _request(desk, pair, budget, devices, kind)) for kind in kinds]
-    together = _best(desk, _request(desk, pair, budget, devices, *kinds), uses_all=True)
+    alone = [_best(desk, desk.request(case.keys(kind))) for kind in kinds]
+    together = _best(desk, desk.request(case.keys(*kinds)), uses_all=True)
     row: dict[str, str | int | float | bool | None] = {
         "kind": "mixed",
         "where": "simulated",
@@ -41,10 +61,9 @@ def _row(desk: Desk, pair: Pair, factor: float, *, devices: int) -> Row:
         "model": pair.model,
         "load": pair.shape,
         "prices": pair.prices,
-        "price_factor": factor,
-        "budget_per_h": budget,
-        "limit_ttft_p99_s": LIMITS.ttft_p99_s,
-        "limit_tpot_p99_s": LIMITS.tpot_p99_s,
+        "budget_per_h": case.budget,
+        "limit_ttft_p99_s": case.limits.ttft_p99_s,
+        "limit_tpot_p99_s": case.limits.tpot_p99_s,
     }
     for name, found in zip(("first", "second", "mixed"), (*alone, together), strict=True):
         row |= {f"{name}_{column}": value for column, value in tried_columns(found).items()}
@@ -52,13 +71,6 @@ def _row(desk: Desk, pair: Pair, factor: float, *, devices: int) -> Row:
         "mixed_over_best_alone_closed_form": _gain(row, "closed_form_rps"),
         "mixed_over_best_alone_simulated": _gain(row, "simulated_rps"),
     }
-
-
-def _request(desk: Desk, pair: Pair, budget: float, devices: int, *kinds: Kind) -> PlanRequest:
-    # Enough of each to spend it all on one kind.
-    of = [machines(kind, ceil(budget / (devices * kind.price)), devices) for kind in kinds]
-    keys = plan_keys(pair.model, of, Objective.GOODPUT, shape=pair.shape, limits=LIMITS, budget=budget)
-    return desk.request(keys)
 
 
 def _best(desk: Desk, request: PlanRequest, *, uses_all: bool = False) -> Evaluation | None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from services.planner.benchmark.cases import LIMITS, PAIRS, Pair, machines, plan_keys
+from services.planner.benchmark.cases import LIMITS, LISTED, Pair, machines, plan_keys
 from services.planner.benchmark.desk import SIMULATED_PLANS, Desk, Row, tried_columns
 from services.planner.deployment import deployed
 from services.planner.evaluate import Evaluation, within
@@ -23,7 +23,7 @@ def rate_rows(desk: Desk, *, quick: bool) -> Iterator[Row]:
     """A row of kind "rate" for each pair and rate: the plan; and one of kind "tightness": what becomes of it at its own
     rate and at 1.5 times that.
     """
-    for pair in PAIRS[1:2] if quick else PAIRS[1:]:
+    for pair in LISTED[:1] if quick else LISTED:
         for rate in RATES[:2] if quick else RATES:
             desk.on_step(f"rates: {pair.name} at {rate:g} requests/s")
             request = _request(desk, pair, rate, devices=2 if quick else 8)
