@@ -27,6 +27,27 @@ def bench_transfer(
     raise typer.Exit(run_transfer(TransferFlags(json, peers, quick, segment_bytes)))
 
 
+@bench_app.command("engine")
+def bench_engine(
+    json: JsonFile,
+    peers: Annotated[bool, typer.Option("--peers", help="Beside transformers and llama.cpp.")] = False,
+    quick: Quick = False,
+    model: Annotated[str, typer.Option(help="A built-in name, a folder, a .gguf file, or a hub id.")] = "smollm2",
+    threads: Annotated[int, typer.Option(min=1, help="Of each engine.")] = 2,
+    rounds: Annotated[int, typer.Option(min=1, help="Interleaved repeats.")] = 5,
+    workloads: Annotated[str, typer.Option(help="Which of A, B, C and D.")] = "ABCD",
+    data: DataFolder = None,
+    llama_python: Annotated[
+        Path | None, typer.Option(help="An interpreter that has llama-cpp-python; default: this one.")
+    ] = None,
+) -> None:
+    """Measure the CPU engine in bfloat16: batches, one request, long contexts; prefill and decode apart."""
+    from services.cli.bench_engine import EngineFlags, run_engine
+
+    flags = EngineFlags(json, peers, quick, model, threads, rounds, workloads, data, llama_python)
+    raise typer.Exit(run_engine(flags, _environ()))
+
+
 @bench_app.command("policies")
 def bench_policies(
     json: JsonFile,
