@@ -9,7 +9,7 @@ import msgspec
 from services.planner.benchmark.cases import LIMITS, PAIRS, TIGHT, Kind, Pair, machines, plan_keys
 from services.planner.benchmark.desk import Desk, Row, tried_columns
 from services.planner.evaluate import Evaluation
-from services.planner.plan import Plan
+from services.planner.plan import Plan, Serving
 from services.planner.plan_keys import LimitKeys, PlanKeys
 from services.planner.request import Objective, PlanRequest
 
@@ -74,12 +74,15 @@ def _row(desk: Desk, case: _Case) -> Row:
 
 
 def _best(desk: Desk, request: PlanRequest, *, uses_all: bool = False) -> Evaluation | None:
-    """The plan with the most simulated goodput of the first few by closed form; `uses_all`: of those that use all
-    pools.
+    """Of each serving's best plan by closed form the one with the most simulated goodput; `uses_all`: of the plans that
+    use all pools.
     """
     found = desk.planned(request)
-    plans = () if found is None else found.plans
-    return desk.best_of((plan for plan in plans if not uses_all or _pools(plan) == len(request.pools)), request)
+    firsts: dict[Serving, Plan] = {}
+    for plan in () if found is None else found.plans:
+        if not uses_all or _pools(plan) == len(request.pools):
+            firsts.setdefault(plan.serving, plan)
+    return desk.best_of(firsts.values(), request)
 
 
 def _pools(plan: Plan) -> int:
