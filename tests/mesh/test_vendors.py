@@ -105,7 +105,9 @@ def vars_of(instance: InstanceConfig) -> Vendor:
 
 
 @pytest.mark.parametrize(
-    ("prefill", "decode", "backend"), [(A, B, "shm"), (B, A, "tcp")], ids=["A to B over shm", "B to A over tcp"]
+    ("prefill", "decode", "backend"),
+    [(A, B, "shm"), pytest.param(B, A, "tcp", marks=pytest.mark.slow)],
+    ids=["A to B over shm", "B to A over tcp"],
 )
 async def test_each_prefills_for_the_other(
     smollm2_folder: Path, answer_of: Callable[[int], Expected], prefill: Vendor, decode: Vendor, backend: str

@@ -375,6 +375,7 @@ def test_progress_names_every_stage(is_terminal):
 # ---------------------------------------------------------------- the default model
 
 
+@pytest.mark.slow
 def test_the_default_model_answers_through_its_chat_template(smollm2_folder):
     tokenizer = AutoTokenizer.from_pretrained(smollm2_folder)
     model = load_model(smollm2_folder, "float32", "cpu", "sdpa")
