@@ -88,7 +88,7 @@ def test_from_machines_to_a_mesh_that_serves_as_planned(smollm2_folder: Path, tm
     flags = PlanFlags(cluster=plan_file, out=mesh, all=others, json=told)
     assert run_plan(flags, ENVIRON, QUIET, QUIET) is ExitCode.DONE
 
-    config = load_mesh(mesh, {})
+    config = load_mesh(mesh, {}, {})
     by_pool = {instance.id.rpartition("-")[0]: instance for instance in config.instances}
     plans = [row for row in json.loads(told.read_text())["rows"] if row["kind"] == "plan"]
     assert len(plans) == len(list(others.iterdir())) > 1, "every plan of the table can be run here"
