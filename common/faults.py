@@ -38,9 +38,14 @@ class Faults:
 
     def reach(self, point: FaultPoint) -> None:
         """Die or stop here if the fault file says so."""
-        if self._file is None or not self._file.exists():
+        if self._file is None:
             return
-        instance, armed, action = self._file.read_text().split()
+        try:
+            order = self._file.read_text()
+        except FileNotFoundError:
+            # None is armed. To ask whether the file exists first would be a race with the process that it is meant for.
+            return
+        instance, armed, action = order.split()
         if (instance, armed) != (self._instance, point):
             return
         self._file.unlink()

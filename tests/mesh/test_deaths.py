@@ -94,6 +94,17 @@ async def test_the_death_of_the_gateway_frees_everything(action: signal.Signals,
 
 
 async def die_and_recover(point: FaultPoint, action: str, victims: Victims) -> None:
+    try:
+        await a_death_and_its_aftermath(point, action, victims)
+    except (AssertionError, TimeoutError) as error:
+        # Several processes have a part in what went wrong: none is seen from here but by its log.
+        mesh = victims.mesh
+        for name in mesh.local.names():
+            error.add_note(f"the end of the log of {name}:\n" + "\n".join(mesh.local.logs(InstanceId(name))[-40:]))
+        raise
+
+
+async def a_death_and_its_aftermath(point: FaultPoint, action: str, victims: Victims) -> None:
     mesh = victims.mesh
     name = InstanceId("p0" if point.startswith("prefill") else "d1")
     pid, joined = mesh.pid(name), times_joined(mesh, name)
