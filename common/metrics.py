@@ -42,6 +42,9 @@ class Metrics:
             registry=registry,
         )
         self.prompt_tokens = Counter("pdmesh_prompt_tokens", "Prompt tokens of requests ended.", registry=registry)
+        self.cached_tokens = Counter(
+            "pdmesh_cached_tokens", "Prompt tokens whose KV was there from earlier requests.", registry=registry
+        )
         self.output_tokens = Counter("pdmesh_output_tokens", "Tokens sent to clients.", registry=registry)
         self.handoff_bytes = Counter(
             "pdmesh_handoff_bytes", "Payload bytes of KV handed off, by backend.", ["backend"], registry=registry
@@ -77,6 +80,12 @@ class Metrics:
             "Messages dropped because the peer was gone or its queue full, by channel.",
             ["channel"],
             registry=registry,
+        )
+        self.loop_lag_p99_s = Gauge(
+            "pdmesh_loop_lag_p99_seconds", "How late the gateway's event loop was lately: P99.", registry=registry
+        )
+        self.loop_lag_max_s = Gauge(
+            "pdmesh_loop_lag_max_seconds", "How late the gateway's event loop was lately: most.", registry=registry
         )
         self._loads = {
             field: Gauge(f"pdmesh_instance_{field}", f"{field} of an instance.", ["instance"], registry=registry)

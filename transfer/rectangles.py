@@ -21,7 +21,8 @@ class Rectangle(msgspec.Struct, frozen=True):
 
 
 class SegmentSchedule:
-    """Cuts what is ready and not yet sent into segments of at most `max_area` (layers × tokens).
+    """Cuts what is ready and not yet sent into segments of at most `max_area` (layers × tokens). What is before
+    `first_token` is never sent.
 
     Oldest tokens first, then lowest layer.  A segment takes as many of its first layer's tokens as
     fit, and with them the same tokens of the layers that follow, as far as these are at the same point and fit whole.
@@ -29,13 +30,13 @@ class SegmentSchedule:
     faster.
     """
 
-    def __init__(self, layers: Interval, max_area: int, block_size: int = 1) -> None:
+    def __init__(self, layers: Interval, max_area: int, block_size: int = 1, first_token: int = 0) -> None:
         if max_area < 1:
             raise ValueError(f"a segment must hold at least one token of one layer, not {max_area!r}")
         self._first_layer = layers.start
         self._max_area = max_area
         self._block_size = block_size
-        self._sent = [0] * len(layers)
+        self._sent = [first_token] * len(layers)
 
     def next(self, ready: Sequence[int]) -> Rectangle | None:
         """The next segment, given for each layer the tokens [0, ready) that are computed; None when all is sent."""
@@ -63,8 +64,8 @@ class SegmentSchedule:
 class Coverage:
     """Which (layer, token) pairs have arrived. Exact: nothing outside, nothing twice, complete only when whole."""
 
-    def __init__(self, layers: Interval, num_tokens: int) -> None:
-        self._whole = Rectangle(layers, Interval(0, num_tokens))
+    def __init__(self, layers: Interval, tokens: Interval) -> None:
+        self._whole = Rectangle(layers, tokens)
         self._runs: list[list[Interval]] = [[] for _ in range(len(layers))]
         self._missing = self._whole.area
 

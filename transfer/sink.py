@@ -8,6 +8,7 @@ from itertools import zip_longest
 
 from common.clock import Clock
 from common.ids import Generation
+from common.kv.intervals import Interval
 from common.kv.ticket import Ticket
 from transfer.backends.base import Backend, Link
 from transfer.channel import Channel
@@ -87,17 +88,20 @@ class KVSink:
         num_tokens: int,
         deadline_s: float,
         region: Region | None = None,
+        first_token: int = 0,
     ) -> Landed:
-        """Fill `blocks` with the KV of tokens [0, num_tokens); later blocks are left alone.
+        """Fill `blocks` with the KV of tokens [first_token, num_tokens), at least one; other blocks are left alone.
 
         `region` is the part of this rank's layers and heads that the source holds, where it does not hold all (None).
+        `first_token` begins a block: those before it are held already, and others may use them.
         Raises Refused, PeerLost, TimedOut, Corrupt, Aborted or Stopped, and ValueError for blocks that cannot hold
         the tokens. Cancel-safe. However it ends, nothing writes the blocks afterwards; unless it returned, what is
         in them means nothing.
         """
         used = self._workshop.memory.check_blocks(blocks, num_tokens)
+        tokens = self._tokens(first_token, num_tokens)
         self._check_generation(ticket)
-        request = TakeRequest(ticket, region or region_of(self._workshop.memory.layout), used, num_tokens)
+        request = TakeRequest(ticket, region or region_of(self._workshop.memory.layout), used, tokens)
         self._takes += 1
         try:
             async with asyncio.timeout(deadline_s):
@@ -129,6 +133,11 @@ class KVSink:
         while self._takes:
             await self._changed.wait()
         await self._workshop.close()
+
+    def _tokens(self, first: int, stop: int) -> Interval:
+        if not 0 <= first < stop or first % self._workshop.memory.layout.block_size:
+            raise ValueError(f"tokens [{first!r}, {stop!r}) do not begin a block, or are none")
+        return Interval(first, stop)
 
     def _check_generation(self, ticket: Ticket) -> None:
         if self._is_closed:
@@ -170,7 +179,7 @@ class KVSink:
     async def _take_by(self, path: Path, request: TakeRequest, deadline_s: float) -> Landed:
         backend = self._backends[path.scheme]
         layout = self._workshop.memory.layout
-        most = request.num_tokens * layout.token_bytes  # on the wire they are never wider than at home
+        most = len(request.tokens) * layout.token_bytes  # on the wire they are never wider than at home
         async with self._workshop.staging[path.scheme].lend(self._limits.zones_for(most)) as loan:
             channel = self._channel(await self._connect(backend, path.endpoint))
             session = TakingSession(

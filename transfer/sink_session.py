@@ -7,6 +7,7 @@ from functools import partial
 import msgspec
 import xxhash
 
+from common.kv.intervals import Interval
 from common.kv.ticket import Ticket
 from transfer.backends.base import Buffer
 from transfer.binding import Binding
@@ -26,7 +27,7 @@ class TakeRequest(msgspec.Struct, frozen=True):
     ticket: Ticket
     region: Region
     blocks: tuple[int, ...]
-    num_tokens: int
+    tokens: Interval
 
 
 class Landed(msgspec.Struct, frozen=True):
@@ -65,7 +66,7 @@ class TakingSession:
         self._tally = tally
         self._capabilities = capabilities_of(workshop.memory.layout, workshop.limits)
         self._taking = Taking(
-            self._capabilities, request.region, request.num_tokens, len(zones), checksum=workshop.limits.checksum
+            self._capabilities, request.region, request.tokens, len(zones), checksum=workshop.limits.checksum
         )
         self._written: asyncio.Queue[Segment] = asyncio.Queue()
         self._arrivals_at: list[float] = []
@@ -78,7 +79,7 @@ class TakingSession:
         return Landed(
             scheme=self._scheme,
             casting_side=self._taking.agreement.casting_side,
-            payload_bytes=self._taking.plan.payload_bytes(self._request.num_tokens),
+            payload_bytes=self._taking.plan.payload_bytes(len(self._request.tokens)),
             seconds=self._workshop.clock.now() - started_at,
             first_byte_s=self._arrivals_at[0] - started_at,
             last_byte_s=self._arrivals_at[-1] - started_at,
@@ -90,7 +91,8 @@ class TakingSession:
             capabilities=self._capabilities,
             ticket=request.ticket,
             region=request.region,
-            num_tokens=request.num_tokens,
+            num_tokens=request.tokens.stop,
+            first_token=request.tokens.start,
             zones=len(self._zones),
             descriptor=self._channel.link.register(self._zones),
             checksum=self._workshop.limits.checksum,

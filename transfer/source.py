@@ -229,7 +229,8 @@ class KVSource:
         except BaseException as error:
             offer.apply(Ended(Withdrawn(f"the source failed: {error!r}")))
             raise
-        offer.apply(Ended(Acknowledged(agreement.plan.payload_bytes(offer.num_tokens))))
+        moved = offer.num_tokens - request.first_token
+        offer.apply(Ended(Acknowledged(agreement.plan.payload_bytes(moved))))
         return None
 
     def _broken(self, error: TransferError) -> Abort | None:

@@ -6,6 +6,7 @@ from functools import partial
 
 import xxhash
 
+from common.kv.intervals import Interval
 from common.kv.ownership import ReadBegan, ReadEnded
 from transfer.backends.base import Buffer
 from transfer.binding import Binding
@@ -55,7 +56,7 @@ class GivingSession:
         self._workshop = workshop
         self._staging = staging
         self._tally = tally
-        self._giving = Giving(agreement, offer.num_tokens, request.zones)
+        self._giving = Giving(agreement, Interval(request.first_token, offer.num_tokens), request.zones)
         self._free: asyncio.Queue[_Place] = asyncio.Queue()
         self._packed: asyncio.Queue[_Packed] = asyncio.Queue()
         held, moved = offer.layers, agreement.plan.layers

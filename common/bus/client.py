@@ -1,15 +1,13 @@
 """A worker's end of the control plane: one connection to the gateway, which comes back by itself."""
 
-from math import ceil
 from typing import Generic, TypeVar
 
 import msgspec
 import zmq
-import zmq.asyncio
 from zmq.utils.monitor import parse_monitor_message
 
 from common.bus.drops import Drops
-from common.bus.sockets import BusError, BusOptions, drain, open_socket, send_now, shut
+from common.bus.sockets import BusError, BusOptions, Readiness, drain, open_socket, send_now, shut
 from common.errors import MalformedMessage
 from common.messages.codec import Codec
 
@@ -41,10 +39,10 @@ class BusClient(Generic[In, Out]):
         self._incoming = incoming
         self._outgoing = outgoing
         self._options = options or BusOptions()
-        self._context = zmq.asyncio.Context()
-        self._socket: zmq.asyncio.Socket | None = None
-        self._monitor: zmq.asyncio.Socket | None = None
-        self._poller = zmq.asyncio.Poller()
+        self._context: zmq.Context[zmq.SyncSocket] = zmq.Context()
+        self._socket: zmq.SyncSocket | None = None
+        self._monitor: zmq.SyncSocket | None = None
+        self._readiness: Readiness | None = None
         self.drops = drops
 
     async def start(self) -> None:
@@ -60,16 +58,15 @@ class BusClient(Generic[In, Out]):
             ) from error
         self._socket = socket
         self._monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
-        self._poller.register(self._socket, zmq.POLLIN)
-        self._poller.register(self._monitor, zmq.POLLIN)
+        self._readiness = Readiness(self._socket, self._monitor)
 
     async def receive_many(self, timeout_s: float | None = None) -> list[In | Disconnected]:
         """What has arrived within `timeout_s` (None: no limit), oldest first; empty when nothing has.
 
         A `Disconnected` comes after the messages of the connection that broke. Cancelling loses nothing.
         """
-        socket, monitor = self._opened()
-        await self._poller.poll(None if timeout_s is None else max(0, ceil(timeout_s * 1000)))
+        socket, monitor, readiness = self._opened()
+        await readiness.wait(timeout_s)
         broken = [parse_monitor_message(event) for event in drain(monitor, self._options.batch)]
         received: list[In | Disconnected] = []
         for frames in drain(socket, self._options.batch):
@@ -92,19 +89,23 @@ class BusClient(Generic[In, Out]):
 
     def offer(self, message: Out) -> bool:
         """As `send`, for a message that will be tried again: False is nothing to count."""
-        return send_now(self._opened()[0], [self._outgoing.encode(message)])
+        socket, _, readiness = self._opened()
+        sent = send_now(socket, self._outgoing.encode(message))
+        readiness.after_send()
+        return sent
 
     async def close(self) -> None:
         """Close the socket; what is queued has the linger time to leave. Idempotent."""
-        if self._socket is None or self._monitor is None:
+        if self._socket is None or self._monitor is None or self._readiness is None:
             return
+        self._readiness.stop()
         socket, self._socket = self._socket, None
         monitor, self._monitor = self._monitor, None
         socket.disable_monitor()
         monitor.close()
         await shut(self._context, socket)
 
-    def _opened(self) -> tuple[zmq.asyncio.Socket, zmq.asyncio.Socket]:
-        if self._socket is None or self._monitor is None:
+    def _opened(self) -> tuple[zmq.SyncSocket, zmq.SyncSocket, Readiness]:
+        if self._socket is None or self._monitor is None or self._readiness is None:
             raise BusError(f"the bus to {self._endpoint!r} is not open; await start() first")
-        return self._socket, self._monitor
+        return self._socket, self._monitor, self._readiness

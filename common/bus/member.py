@@ -9,6 +9,7 @@ from common.bus.client import BusClient, Disconnected
 from common.clock import Clock
 from common.errors import PdmeshError
 from common.ids import Generation
+from common.kv.prefix import PrefixNews
 from common.messages.control import FromWorker, Heartbeat, Leaving, Load, Register, ToWorker
 
 _log = logging.getLogger(__name__)
@@ -24,9 +25,9 @@ class MembershipRejected(PdmeshError):
 class Registration:
     """What the worker supplies to be a member; every callable is called on the event loop.
 
-    `draw_generation` draws the number of a new life; `register` builds the Register of that life; `load` is asked
-    at every heartbeat; `on_message` gets RunPrefill, RunDecode, Abort and Drain, and must not block; `on_lost` ends
-    when every job is dropped, and only then does the worker join anew.
+    `draw_generation` draws the number of a new life; `register` builds the Register of that life; `load` and
+    `prefixes` are asked at every heartbeat; `on_message` gets RunPrefill, RunDecode, Abort and Drain, and must not
+    block; `on_lost` ends when every job is dropped, and only then does the worker join anew.
     """
 
     def __init__(
@@ -37,12 +38,14 @@ class Registration:
         load: Callable[[], Load],
         on_message: Callable[[ToWorker], None],
         on_lost: Callable[[str], Awaitable[None]],
+        prefixes: Callable[[], PrefixNews | None] = lambda: None,
     ) -> None:
         self.draw_generation = draw_generation
         self.register = register
         self.load = load
         self.on_message = on_message
         self.on_lost = on_lost
+        self.prefixes = prefixes
 
 
 class MembershipClient:
@@ -157,7 +160,8 @@ class MembershipClient:
 
     def _send_heartbeat(self) -> None:
         if self._me is not None:
-            self.send(Heartbeat(self._me.instance, self._me.generation, self._registration.load()))
+            load, prefixes = self._registration.load(), self._registration.prefixes()
+            self.send(Heartbeat(self._me.instance, self._me.generation, load, prefixes))
 
     async def _drop_jobs(self, reason: str) -> None:
         # Not an alarm: at every normal stop the gateway goes first. The jobs' owner warns of those that it costs.

@@ -4,10 +4,9 @@ from collections import deque
 from typing import Generic, TypeVar
 
 import zmq
-import zmq.asyncio
 
 from common.bus.drops import Drops
-from common.bus.sockets import BusError, BusOptions, drain, open_socket, send_now, shut
+from common.bus.sockets import BusError, BusOptions, Readiness, drain, open_socket, send_now, shut
 from common.errors import MalformedMessage
 from common.messages.codec import Codec
 
@@ -35,8 +34,9 @@ class BusServer(Generic[In, Out]):
         self._incoming = incoming
         self._outgoing = outgoing
         self._options = options or BusOptions()
-        self._context = zmq.asyncio.Context()
-        self._socket: zmq.asyncio.Socket | None = None
+        self._context: zmq.Context[zmq.SyncSocket] = zmq.Context()
+        self._socket: zmq.SyncSocket | None = None
+        self._readiness: Readiness | None = None
         self._inbox: deque[tuple[bytes, In]] = deque()
         self.drops = drops
 
@@ -52,12 +52,13 @@ class BusServer(Generic[In, Out]):
                 f"cannot listen at {self._endpoint!r}: {error}; choose another endpoint or a free port"
             ) from error
         self._socket = socket
+        self._readiness = Readiness(socket)
         return socket.getsockopt_string(zmq.LAST_ENDPOINT)
 
     async def receive(self) -> tuple[bytes, In]:
         """The next message and the peer it came from. Cancelling loses nothing."""
         while not self._inbox:
-            await self._opened().poll()
+            await self._opened()[1].wait()
             self._take()
         return self._inbox.popleft()
 
@@ -69,19 +70,22 @@ class BusServer(Generic[In, Out]):
 
     def send(self, peer: bytes, message: Out) -> bool:
         """Queue `message` for `peer` without waiting; False (counted and logged) where it cannot be delivered."""
-        delivered = send_now(self._opened(), [peer, self._outgoing.encode(message)])
+        socket, readiness = self._opened()
+        delivered = send_now(socket, peer, self._outgoing.encode(message))
+        readiness.after_send()
         if not delivered:
             self.drops.count_undeliverable(f"peer {peer.hex()}", message)
         return delivered
 
     async def close(self) -> None:
         """Close the socket; what is queued has the linger time to leave. Idempotent."""
-        if self._socket is not None:
+        if self._socket is not None and self._readiness is not None:
+            self._readiness.stop()
             socket, self._socket = self._socket, None
             await shut(self._context, socket)
 
     def _take(self) -> None:
-        for peer, *frames in drain(self._opened(), self._options.batch):
+        for peer, *frames in drain(self._opened()[0], self._options.batch):
             try:
                 if len(frames) != 1:
                     raise MalformedMessage(f"{len(frames)} frames; a message is one")
@@ -89,7 +93,7 @@ class BusServer(Generic[In, Out]):
             except MalformedMessage as error:
                 self.drops.count_malformed(f"peer {peer.hex()}", error)
 
-    def _opened(self) -> zmq.asyncio.Socket:
-        if self._socket is None:
+    def _opened(self) -> tuple[zmq.SyncSocket, Readiness]:
+        if self._socket is None or self._readiness is None:
             raise BusError(f"the bus at {self._endpoint!r} is not open; await start() first")
-        return self._socket
+        return self._socket, self._readiness

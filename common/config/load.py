@@ -117,7 +117,7 @@ def _value_at(data: Any, path: KeyPath) -> Any:
 
 
 def _leaves(data: Any, path: KeyPath = ()) -> Iterable[KeyPath]:
-    children = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
+    children = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list | tuple) else ()
     if not children and not isinstance(data, dict):
         yield path
     for key, value in children:

@@ -34,6 +34,7 @@ class GatewayConfig(_Section, frozen=True):
     allow_placement_override: bool = False
     """Whether a request may say {"pdmesh": {"split": N}}."""
     heartbeat_s: PositiveSeconds = 0.5
+    """How often instances report."""
     lease_s: PositiveSeconds = 3.0
     """An instance that is silent for so long is lost."""
     prefill_slots: Positive = 2
@@ -48,8 +49,11 @@ class TlsConfig(_Section, frozen=True):
     """Mutual TLS: both ends show a certificate of the same authority. PEM files."""
 
     certificate: str
+    """A PEM file, as the other two."""
     key: str
+    """Of the certificate."""
     authority: str
+    """Which the other end's certificate must be of."""
 
 
 class TransferConfig(_Section, frozen=True):
@@ -95,21 +99,27 @@ class InstanceConfig(_Section, frozen=True):
     """One instance: a role on a device."""
 
     id: InstanceId
+    """Its name, in the mesh and in every message about it."""
     role: Role
+    """A prefill instance computes prompts for others; a decode instance serves requests, whole or from a split on."""
     host: str | None = None
     """The machine that it runs on, for `pdmesh compose`; null: the gateway's."""
     device: str = "cpu"
     """cpu, cuda[:N] or rocm[:N]."""
     tp: Positive = 1
+    """Devices that share each layer. Plans may have more than one; they cannot be run yet."""
     pp: Positive = 1
-    """Devices that it spans. Plans may have more than one; they cannot be run yet."""
+    """Groups of devices that have a part of the layers each. Plans may have more than one; they cannot be run yet."""
     dtype: DType | None = None
     """None: the mesh's dtype."""
     threads: Annotated[int, msgspec.Meta(ge=1, le=1024)] | None = None
     """None: the machine's cores shared evenly among the instances."""
     cpu_affinity: tuple[int, ...] | None = None
+    """The cores that it may run on; null: all."""
     block_size: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 16
+    """Tokens of a KV block."""
     order: KVOrder = KVOrder.NHD
+    """Of a block's dimensions: tokens before heads (NHD) or heads before tokens (HND)."""
     kv_memory: str | Positive = "1GiB"
     """Memory for KV blocks: a number of bytes with an optional unit."""
     prefill_chunk: Positive | None = None
@@ -118,6 +128,8 @@ class InstanceConfig(_Section, frozen=True):
     """Decode role: sequences decoded at once."""
     budget: Positive = 256
     """Decode role: tokens per step, decodes first."""
+    prefix_cache: bool = True
+    """Whether KV of requests that have ended is kept, while its room is not needed, for those that begin alike."""
     profile: str | None = None
     """File that `pdmesh profile` wrote for this model, dtype and device: what steps cost, for policies that predict."""
     self_profile: bool = False
@@ -140,6 +152,7 @@ class MeshConfig(_Section, frozen=True):
     model: str = "smollm2"
     """A built-in name, a folder, a .gguf file, or a hub id."""
     dtype: DType = "float32"
+    """Of weights, computation and KV, where an instance does not say its own."""
     policy: Literal[
         "fixed",
         "disagg",
@@ -160,7 +173,10 @@ class MeshConfig(_Section, frozen=True):
     """Policies that predict: how long an answer is expected to be. quantile: the 0.6 quantile of the last answers.
     mean: their mean. class: the quantile of those to the same `user`. max_tokens: as long as the request allows."""
     split: Split = "full"
+    """Policy fixed: tokens of each prompt that a prefill instance computes. full: all but the last. An integer: so
+    many. A number from 0.0 to 1.0: this share of them."""
     gateway: GatewayConfig = GatewayConfig()
     transfer: TransferConfig = TransferConfig()
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """The least that is logged."""
     instances: tuple[InstanceConfig, ...] = msgspec.field(default_factory=_default_instances)

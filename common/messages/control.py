@@ -9,11 +9,12 @@ from common.costs.shape import StepShape
 from common.errors import Failure
 from common.ids import Generation, InstanceId, MeasureId, RequestId
 from common.kv.layout import KVLayout
+from common.kv.prefix import PrefixNews
 from common.kv.ticket import Ticket
 from common.messages.device import DeviceFacts
 from common.messages.sampling import SamplingParams, TokenLogprobs
 
-WIRE_VERSION = 2
+WIRE_VERSION = 3
 """Version of the control messages. Raise it when a change cannot be read by the other side."""
 
 
@@ -51,6 +52,8 @@ class Load(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Sum of the contexts of the sequences that decode."""
     blocks_used: int = 0
     blocks_total: int = 0
+    blocks_kept: int = 0
+    """Free blocks with KV for requests that begin as earlier ones did."""
     tickets: int = 0
     """Hand-offs open at this side, parked ones included."""
     staging_bytes: int = 0
@@ -63,6 +66,9 @@ class Load(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Times since start that the best path for KV could not be used and a slower one was."""
     clamped_elements: int = 0
     """Elements of KV since start that a narrowing cast set to the largest value of their new type."""
+    lag_p99_s: float = 0.0
+    lag_max_s: float = 0.0
+    """How late the timers of the instance's event loop were lately (common.loop_lag)."""
     cost_factor: float = 1.0
     """Step times lately over those that the registered costs predict: above 1, the device is shared or throttled."""
     draining: bool = False
@@ -98,6 +104,9 @@ class Heartbeat(_Message, frozen=True):
     instance: InstanceId
     generation: Generation
     load: Load
+    prefixes: PrefixNews | None = None
+    """What its KV blocks hold, as far as that has changed; a new life begins with telling all. Bounded: the rest comes
+    with the next ones."""
 
 
 class Leaving(_Message, frozen=True):
@@ -143,6 +152,18 @@ class PrefillReleased(_Message, frozen=True):
     instance: InstanceId
     generation: Generation
     request: RequestId
+
+
+class PrefixReused(_Message, frozen=True):
+    """The KV of the first `tokens` tokens of the request's prompt was here already; said before anything is computed.
+
+    From D, with at least its split, it means that P is not needed.
+    """
+
+    instance: InstanceId
+    generation: Generation
+    request: RequestId
+    tokens: int
 
 
 class KVLanded(_Message, frozen=True):
@@ -204,6 +225,7 @@ FromWorker = (
     | Leaving
     | TokensEmitted
     | PrefillReleased
+    | PrefixReused
     | KVLanded
     | LinkMeasured
     | JobFailed
@@ -283,7 +305,11 @@ class Abort(_Message, frozen=True):
 
 
 class Drain(_Message, frozen=True):
-    """Finish what runs, take no more, then leave."""
+    """Finish what is here and say that nothing new is wanted, until Resume."""
+
+
+class Resume(_Message, frozen=True):
+    """Be given requests again. An instance that is leaving leaves all the same."""
 
 
 class MeasureStep(_Message, frozen=True):
@@ -299,4 +325,6 @@ class MeasureStep(_Message, frozen=True):
     repeats: int
 
 
-ToWorker = Welcome | HeartbeatAck | Rejected | RunPrefill | RunDecode | MeetPrefill | Abort | Drain | MeasureStep
+ToWorker = (
+    Welcome | HeartbeatAck | Rejected | RunPrefill | RunDecode | MeetPrefill | Abort | Drain | Resume | MeasureStep
+)

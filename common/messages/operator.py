@@ -6,6 +6,7 @@ import msgspec
 
 from common.costs.shape import StepShape
 from common.costs.step import Step
+from common.ids import InstanceId
 from common.messages.control import Load, Register
 
 MOST_REPEATS = 100
@@ -23,6 +24,13 @@ class InstanceList(msgspec.Struct, frozen=True):
     """The answer of GET /instances, in the order of joining."""
 
     instances: tuple[InstanceInfo, ...]
+
+
+class DrainAnswer(msgspec.Struct, frozen=True):
+    """The answer of POST /instances/{id}/drain and /resume: the instance has been told. Its next report shows it."""
+
+    instance: InstanceId
+    draining: bool
 
 
 Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]

@@ -173,6 +173,85 @@ def bench_planner(
     raise typer.Exit(run_bench_planner(flags, _environ()))
 
 
+@bench_app.command("gateway")
+def bench_gateway(
+    json: JsonFile,
+    quick: Quick = False,
+    rounds: Annotated[int, typer.Option(min=1, help="Interleaved repeats.")] = 5,
+    seconds: Annotated[float, typer.Option(min=1, max=60, help="Of one run.")] = 2.0,
+) -> None:
+    """Measure what the gateway adds, before workers that answer at once; beside a raw handler and Rust routers."""
+    from services.cli.bench_gateway import GatewayFlags, run_gateway
+
+    raise typer.Exit(run_gateway(GatewayFlags(json, quick, rounds, seconds), _environ()))
+
+
+@bench_app.command("serve")
+def bench_serve(
+    json: JsonFile,
+    quick: Quick = False,
+    model: Annotated[str, typer.Option(help="A built-in name, a folder, a .gguf file, or a hub id.")] = "smollm2",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "bfloat16",
+    prompt_tokens: Annotated[int | None, typer.Option(help="Of each request; 256.")] = None,
+    output_tokens: Annotated[int | None, typer.Option(help="Of each request; 64.")] = None,
+    clients: Annotated[int | None, typer.Option(min=1, help="Requests in the mesh at a time; 8.")] = None,
+    turns: Annotated[int | None, typer.Option(help="Requests of each client in a run: at least 3; 5.")] = None,
+    max_batch: Annotated[int | None, typer.Option(min=1, help="Sequences decoded at once; 16.")] = None,
+    slo_ttft: Annotated[float | None, typer.Option(help="For goodput: seconds to the first token; 2.")] = None,
+    slo_tpot: Annotated[float | None, typer.Option(help="For goodput: seconds for each other token; 0.1.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Interleaved repeats.")] = 5,
+) -> None:
+    """Measure a whole mesh of two cores over HTTP, beside each stage alone, and beside one engine with both cores."""
+    from services.cli.bench_serve import ServeFlags, run_bench_serve
+
+    flags = ServeFlags(
+        json=json,
+        quick=quick,
+        model=model,
+        dtype=dtype,
+        prompt_tokens=prompt_tokens,
+        output_tokens=output_tokens,
+        clients=clients,
+        turns=turns,
+        max_batch=max_batch,
+        slo_ttft=slo_ttft,
+        slo_tpot=slo_tpot,
+        rounds=rounds,
+    )
+    raise typer.Exit(run_bench_serve(flags, _environ()))
+
+
+@bench_app.command("prefixes")
+def bench_prefixes(
+    json: JsonFile,
+    trace: Annotated[Path | None, typer.Option(help="A Mooncake trace.", exists=True, dir_okay=False)] = None,
+    data: DataFolder = None,
+    quick: Quick = False,
+    model: Annotated[str, typer.Option(help="A built-in name, a folder, a .gguf file, or a hub id.")] = "smollm2",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "bfloat16",
+    kv_memory: Annotated[str, typer.Option(help="Of each instance.")] = "256MiB",
+    requests: Annotated[int, typer.Option(min=8, help="The first so many of the trace that are short enough.")] = 400,
+    rate: Annotated[float, typer.Option(min=0.01, help="Requests a second.")] = 3.0,
+    rounds: Annotated[int, typer.Option(min=1, help="Interleaved repeats.")] = 3,
+) -> None:
+    """Measure what the prefix cache is worth: prompts that recur as in a Mooncake trace, with it and without."""
+    from services.cli.bench_prefixes import PrefixesFlags, run_prefixes
+
+    flags = PrefixesFlags(
+        json=json,
+        trace=trace,
+        data=data,
+        quick=quick,
+        model=model,
+        dtype=dtype,
+        kv_memory=kv_memory,
+        requests=requests,
+        rate=rate,
+        rounds=rounds,
+    )
+    raise typer.Exit(run_prefixes(flags, _environ()))
+
+
 def _one_of(asked: Mapping[str, bool]) -> str:
     """The one flag that is given. Raises ConfigError."""
     from common.errors import ConfigError

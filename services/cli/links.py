@@ -1,22 +1,13 @@
 """`pdmesh links`: what the self-tests of the links between the instances of a running mesh measured."""
 
-import urllib.error
-import urllib.request
 from collections.abc import Sequence
-from typing import Final
 
 import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from common.errors import PdmeshError
 from common.messages.control import LinkMeasured
-
-_TIMEOUT_S: Final = 10.0
-
-
-class NoMesh(PdmeshError):
-    """Nothing that can be asked answers at the address given."""
+from services.cli.gateway_client import ask
 
 
 class _Answer(msgspec.Struct, frozen=True):
@@ -34,11 +25,7 @@ def show_links(url: str, *, as_json: bool, console: Console) -> None:
 
 def fetch_links(url: str) -> Sequence[LinkMeasured]:
     """What the gateway at `url` knows. Raises NoMesh."""
-    try:
-        with urllib.request.urlopen(f"{url.rstrip('/')}/links", timeout=_TIMEOUT_S) as answer:
-            return msgspec.json.decode(answer.read(), type=_Answer).links
-    except (urllib.error.URLError, OSError, ValueError, msgspec.MsgspecError) as error:
-        raise NoMesh(f"no pdmesh gateway answers at {url!r} ({error}); name one with --url") from error
+    return ask(url, "/links", _Answer)[1].links
 
 
 def links_table(links: Sequence[LinkMeasured]) -> Table:

@@ -18,12 +18,13 @@ ConfigFile = Annotated[
 InstanceName = Annotated[str | None, typer.Option("--instance", help="Its id in mesh.yaml, where there are several.")]
 ModelFolder = Annotated[Path | None, typer.Option("--model-folder", hidden=True, help="The prepared model.")]
 ParentFd = Annotated[int | None, typer.Option("--parent-fd", hidden=True, help="End when this pipe closes.")]
+GatewayUrl = Annotated[str, typer.Option("--url", help="Where the gateway serves.", envvar="PDMESH_URL")]
+DEFAULT_URL = "http://127.0.0.1:8000"
 
 app = typer.Typer(
     name="pdmesh",
     help="Serve a large language model with prefill and decode in different processes.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 model_app = typer.Typer(name="model", help="Models on this machine.", no_args_is_help=True)
@@ -94,6 +95,68 @@ def links(
     from services.cli.links import show_links
 
     show_links(url, as_json=as_json, console=Console())
+
+
+@app.command()
+def status(
+    url: GatewayUrl = DEFAULT_URL,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Anew every second, until Ctrl-C.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+) -> None:
+    """Show who is in a running mesh and what each holds; exit code 1 while it is not ready."""
+    from services.cli.status import show_status, watch_status
+    from services.cli.trace import wide_console
+
+    if watch and not as_json:
+        watch_status(url, wide_console())
+    elif not show_status(url, as_json=as_json, console=wide_console()):
+        raise typer.Exit(ExitCode.FAILED)
+
+
+@app.command()
+def drain(
+    instance: Annotated[str, typer.Argument(metavar="ID", help="As `pdmesh status` shows it.")],
+    url: GatewayUrl = DEFAULT_URL,
+    wait: Annotated[
+        float | None, typer.Option(min=0, metavar="SECONDS", help="Return when it holds nothing, or fail.")
+    ] = None,
+) -> None:
+    """Let an instance finish what it has and be given nothing new, before it is stopped or replaced."""
+    from rich.console import Console
+
+    from services.cli.draining import drain as run_drain
+
+    run_drain(url, instance, wait, Console())
+
+
+@app.command()
+def resume(
+    instance: Annotated[str, typer.Argument(metavar="ID", help="One that drains.")],
+    url: GatewayUrl = DEFAULT_URL,
+) -> None:
+    """Let an instance that drains be given requests again."""
+    from rich.console import Console
+
+    from services.cli.draining import resume as run_resume
+
+    run_resume(url, instance, Console())
+
+
+@app.command()
+def chat(
+    text: Annotated[str | None, typer.Argument(help="Say this and end. Without it: a conversation.")] = None,
+    url: GatewayUrl = DEFAULT_URL,
+    model: Annotated[str | None, typer.Option(help="Default: what the mesh serves.")] = None,
+    system: Annotated[str | None, typer.Option(help="Said to the model before all else.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Of each answer.")] = None,
+    temperature: Annotated[float | None, typer.Option(min=0, max=2, help="0 is greedy.")] = None,
+) -> None:
+    """Talk to a running mesh."""
+    from services.cli.chat import ChatSettings, run_chat, served_model
+    from services.cli.trace import wide_console
+
+    settings = ChatSettings(url, model or served_model(url), system, max_tokens, temperature)
+    run_chat(settings, text, lambda: input("> "), wide_console())
 
 
 @app.command()
@@ -251,6 +314,33 @@ def model_fetch(
     from services.cli.roles import fetch_model
 
     print(fetch_model(name, config, _environ()))
+
+
+@model_app.command("list")
+def model_list(as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False) -> None:
+    """Show which models are prepared on this machine."""
+    from services.cli.model_list import list_models
+    from services.cli.trace import wide_console
+
+    list_models(_environ(), as_json=as_json, console=wide_console())
+
+
+@config_app.command("show")
+def config_show(
+    config: ConfigFile = None,
+    every: Annotated[bool, typer.Option("--all", help="Defaults too.")] = False,
+    key: Annotated[str | None, typer.Option(help="Only what this key means, may be, and is by default.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+) -> None:
+    """Show the values of a configuration: what each is, who decided it, and what it means."""
+    from common.errors import ConfigError
+    from services.cli.config_show import explain_key, show_config
+    from services.cli.trace import wide_console
+
+    if key is None:
+        show_config(config, _environ(), as_json=as_json, every=every, console=wide_console())
+    elif not explain_key(key, wide_console()):
+        raise ConfigError(f"no key {key!r}; `pdmesh config show --all` lists them")
 
 
 @config_app.command("check")

@@ -1,16 +1,12 @@
 """`pdmesh trace`: why requests were placed as they were, and what was predicted beside what came true."""
 
-import http.client
-import urllib.error
 import urllib.parse
-import urllib.request
 from typing import Final, TypeVar
 
-import msgspec
 from rich.console import Console
 
 from common.errors import PdmeshError
-from services.cli.links import NoMesh
+from services.cli.gateway_client import GatewayRefused, ask, no_mesh
 from services.cli.trace_view import (
     candidates_table,
     events_table,
@@ -21,7 +17,6 @@ from services.cli.trace_view import (
 )
 from services.gateway.trace_types import RequestTrace, TraceList
 
-_TIMEOUT_S: Final = 10.0
 _PIPE_COLUMNS: Final = 160
 
 T = TypeVar("T")
@@ -70,35 +65,11 @@ def show_trace(url: str, request: str, *, as_json: bool, console: Console) -> No
     console.print(candidates_table(trace.placement))
 
 
-class _Told(msgspec.Struct, frozen=True):
-    message: str
-    code: str | None = None
-
-
-class _Envelope(msgspec.Struct, frozen=True):
-    error: _Told
-
-
 def _ask(url: str, path: str, kind: type[T]) -> tuple[bytes, T]:
     """The body and what it says. Raises NoMesh, and NoTrace where the gateway says so."""
     try:
-        with urllib.request.urlopen(f"{url.rstrip('/')}{path}", timeout=_TIMEOUT_S) as answer:
-            body = answer.read()
-            return body, msgspec.json.decode(body, type=kind)
-    except urllib.error.HTTPError as error:
-        raise _refusal(error, url) from error
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        # Malformed addresses and answers are ValueErrors.
-        raise _no_mesh(url, error) from error
-
-
-def _refusal(error: urllib.error.HTTPError, url: str) -> PdmeshError:
-    try:
-        told = msgspec.json.decode(error.read(), type=_Envelope).error
-    except (OSError, http.client.HTTPException, ValueError):
-        return _no_mesh(url, error)
-    return NoTrace(told.message) if told.code == "unknown_request" else _no_mesh(url, told.message)
-
-
-def _no_mesh(url: str, reason: object) -> NoMesh:
-    return NoMesh(f"no pdmesh gateway that keeps traces answers at {url!r} ({reason}); name one with --url")
+        return ask(url, path, kind)
+    except GatewayRefused as refused:
+        if refused.code == "unknown_request":
+            raise NoTrace(str(refused)) from refused
+        raise no_mesh(url, refused) from refused

@@ -27,7 +27,8 @@ class Stage(msgspec.Struct, frozen=True):
 def headline(trace: RequestTrace) -> Iterator[str]:
     """What was asked, where it went, and how it ended."""
     choices = f" for each of {trace.choices} choices" if trace.choices > 1 else ""
-    asked = f"a prompt of {trace.prompt_tokens}, at most {trace.max_tokens} tokens to come{choices}"
+    there = f" ({trace.cached_tokens} of them cached)" if trace.cached_tokens else ""
+    asked = f"a prompt of {trace.prompt_tokens}{there}, at most {trace.max_tokens} tokens to come{choices}"
     yield f"request {trace.request}, {_age(trace.age_s)} ago: {asked}"
     if trace.placement is None:
         yield f"policy {trace.policy}: not placed"

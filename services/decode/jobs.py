@@ -10,6 +10,7 @@ from common.clock import Clock
 from common.errors import Failure, FailureKind
 from common.faults import FaultPoint, Faults
 from common.ids import Generation, InstanceId, RequestId
+from common.kv.prefix import PrefixNews
 from common.messages.control import (
     Abort,
     DecodeProgress,
@@ -24,7 +25,9 @@ from common.messages.control import (
     Load,
     MeasureStep,
     MeetPrefill,
+    PrefixReused,
     Rejected,
+    Resume,
     RunDecode,
     RunPrefill,
     TokensEmitted,
@@ -41,9 +44,12 @@ from services.engine.api import (
     LayerReady,
     PrefillComputed,
     PrefillFailed,
+    PrefixesChanged,
+    PrefixFound,
     TokensSampled,
 )
 from services.engine.measuring import answer_measure
+from services.engine.prefix_journal import PrefixJournal
 from services.engine.thread import EngineThread
 from transfer.errors import TransferError
 from transfer.sink import KVSink
@@ -86,9 +92,11 @@ class DecodeJobs:
         self._clock = clock
         self._faults = faults
         self._jobs: dict[RequestId, _Job] = {}
+        self._prefixes = PrefixJournal()
         self._tasks = TaskScope("decode")
         self.generation = Generation(0)
         self.is_draining = False
+        self.is_leaving = False
         # Between two lives, and after the last: what is said then was meant for a life that has ended.
         self._is_over = False
         self._emptied = asyncio.Event()
@@ -104,6 +112,8 @@ class DecodeJobs:
                 self.abort(request)
             case Drain():
                 self.is_draining = True
+            case Resume():
+                self.is_draining = False
             case MeasureStep():
                 self._tasks.start(self._measure(message, self.generation), f"measure:{message.measure}")
             case RunPrefill() | Welcome() | HeartbeatAck() | Rejected():
@@ -152,6 +162,7 @@ class DecodeJobs:
         """A new life begins (the first one too)."""
         self.generation = generation
         self._is_over = False
+        self._prefixes.begin()
         self._sink.rejoin(generation)
 
     async def drop_all(self) -> None:
@@ -170,8 +181,12 @@ class DecodeJobs:
     def on_event(self, event: EngineEvent) -> None:
         """What the engine says."""
         match event:
-            case BlocksReserved(request, blocks):
-                self._take_in(request, blocks)
+            case BlocksReserved(request, blocks, held):
+                self._take_in(request, blocks, held)
+            case PrefixFound(request, tokens):
+                self._reuse(request, tokens)
+            case PrefixesChanged(news):
+                self._prefixes.note(news)
             case TokensSampled(items):
                 self._emit(items)
             case JobEnded(request, failure):
@@ -181,19 +196,23 @@ class DecodeJobs:
             case _:
                 assert_never(event)
 
-    def _take_in(self, request: RequestId, blocks: tuple[int, ...]) -> None:
+    def _reuse(self, request: RequestId, tokens: int) -> None:
+        if not self._jobs[request].is_dropped:
+            self._send(PrefixReused(self._instance, self.generation, request, tokens))
+
+    def _take_in(self, request: RequestId, blocks: tuple[int, ...], held: int) -> None:
         job = self._jobs[request]
         if not job.is_dropped:
-            job.intake = self._tasks.start(self._intake(request, job, blocks), f"intake:{request}")
+            job.intake = self._tasks.start(self._intake(request, job, blocks, held), f"intake:{request}")
             job.intake.add_done_callback(lambda task: self._intake_done(request, job, task))
 
-    async def _intake(self, request: RequestId, job: _Job, blocks: tuple[int, ...]) -> None:
+    async def _intake(self, request: RequestId, job: _Job, blocks: tuple[int, ...], held: int) -> None:
         ticket, split = job.message.ticket, job.message.split
         assert ticket is not None
         self._faults.reach(FaultPoint.DECODE_RESERVED)
         remaining_s = max(0.0, job.deadline_at - self._clock.now())
         try:
-            landed = await self._sink.take(ticket, blocks, split, remaining_s)
+            landed = await self._sink.take(ticket, blocks, split, remaining_s, first_token=held)
         except TransferError as error:
             job.failure = Failure(FailureKind.HANDOFF_FAILED, str(error))
             self._engine.end(request)
@@ -243,6 +262,7 @@ class DecodeJobs:
             context_tokens=engine.context_tokens,
             blocks_used=engine.blocks_used,
             blocks_total=engine.blocks_total,
+            blocks_kept=engine.blocks_kept,
             tickets=transfer.connections,
             staging_bytes=transfer.staging_bytes,
             tasks=len(self._tasks) + transfer.tasks,
@@ -250,8 +270,12 @@ class DecodeJobs:
             link_fallbacks=self._sink.fallbacks,
             clamped_elements=self._sink.clamped_elements,
             cost_factor=self._engine.cost_factor,
-            draining=self.is_draining,
+            draining=self.is_draining or self.is_leaving,
         )
+
+    def prefix_news(self) -> PrefixNews | None:
+        """What its blocks have come to hold since this was asked last."""
+        return self._prefixes.take()
 
     async def close(self) -> None:
         """End the intakes and begin no more; the sink and the engine are closed by their owner."""

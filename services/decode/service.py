@@ -47,6 +47,7 @@ class DecodeService:
             lambda event: self.jobs.on_event(event),
             clock,
             slowdown=instance.emulate.slowdown,
+            prefix_cache=instance.prefix_cache,
         )
 
     async def start(self) -> None:

@@ -4,6 +4,7 @@ import msgspec
 
 from common.errors import Failure
 from common.ids import RequestId
+from common.kv.prefix import PrefixNews
 from common.messages.control import FinishReason
 from common.messages.sampling import SamplingParams, TokenLogprobs
 
@@ -39,6 +40,24 @@ class BlocksReserved(msgspec.Struct, frozen=True):
     request: RequestId
     blocks: tuple[int, ...]
     """Block i holds tokens [i·block_size, (i+1)·block_size)."""
+    held: int = 0
+    """Leading tokens, whole blocks, whose KV is in them already and must not be written: others may use it."""
+
+
+class PrefixFound(msgspec.Struct, frozen=True):
+    """The KV of the first `tokens` tokens of the job was here; said once, before any other event, where it is above 0.
+
+    For a decode job with `tokens` of at least its split nothing is to come from elsewhere.
+    """
+
+    request: RequestId
+    tokens: int
+
+
+class PrefixesChanged(msgspec.Struct, frozen=True):
+    """What the blocks of the pool hold has changed."""
+
+    news: PrefixNews
 
 
 class LayerReady(msgspec.Struct, frozen=True):
@@ -87,7 +106,16 @@ class JobEnded(msgspec.Struct, frozen=True):
     """None: finished, released or aborted as asked."""
 
 
-EngineEvent = BlocksReserved | LayerReady | PrefillComputed | PrefillFailed | TokensSampled | JobEnded
+EngineEvent = (
+    BlocksReserved
+    | PrefixFound
+    | PrefixesChanged
+    | LayerReady
+    | PrefillComputed
+    | PrefillFailed
+    | TokensSampled
+    | JobEnded
+)
 
 
 class EngineLoad(msgspec.Struct, frozen=True):
@@ -100,5 +128,7 @@ class EngineLoad(msgspec.Struct, frozen=True):
     blocks_used: int
     blocks_total: int
     steps: int
+    blocks_kept: int = 0
+    """Free blocks whose KV may still be of use."""
     partial_tokens: int = 0
     """Prompt tokens computed here of decode jobs that have no token yet."""

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from common.costs.step import Step
 from common.errors import Failure, FailureKind
 from common.ids import RequestId
+from common.kv.prefix import PrefixKeys, root_key
 from services.engine.api import (
     BlocksReserved,
     ChoiceTokens,
@@ -23,10 +24,13 @@ from services.engine.api import (
     PrefillComputed,
     PrefillFailed,
     PrefillJob,
+    PrefixesChanged,
+    PrefixFound,
     TokensSampled,
 )
 from services.engine.measure import MeasurementRefused, StepMeter, Timed
 from services.engine.pool import BlockPool
+from services.engine.prefix_cache import PrefixCache, PrefixChanges
 from services.engine.runner import Runner, Sampled
 from services.engine.sequence import Sequence, step_of
 from services.engine.servable import unservable
@@ -42,11 +46,21 @@ class EngineCore:
     comes, and it is the last event about it.
     """
 
-    def __init__(self, runner: Runner, limits: BatchLimits, emit: Callable[[EngineEvent], None]) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        limits: BatchLimits,
+        emit: Callable[[EngineEvent], None],
+        *,
+        prefix_cache: bool = True,
+    ) -> None:
         self._runner = runner
         self._limits = limits
         self._emit = emit
-        self._pool = BlockPool(runner.num_blocks)
+        self._news = PrefixChanges()
+        self._pool = BlockPool(runner.num_blocks, self._news.note)
+        self._prefixes = PrefixCache(self._pool, limits.block_size, is_on=prefix_cache)
+        self._root = root_key(runner.layout.model, limits.block_size)
         self._keys = itertools.count()
         self._sequences: dict[int, Sequence] = {}
         """In order of arrival, as the decision wants them."""
@@ -72,7 +86,8 @@ class EngineCore:
         choices = tuple(range(job.choices)) if isinstance(job, DecodeJob) else ()
         external = job.split if isinstance(job, DecodeJob) else 0
         key = next(self._keys)
-        self._add(Sequence(key, job, choices, external=external, arrival=key))
+        keys = PrefixKeys(self._root, self._limits.block_size)
+        self._add(Sequence(key, job, choices, keys, external=external, arrival=key))
 
     def kv_landed(self, request: RequestId) -> None:
         """The KV of [0, split) is in the blocks of this decode job: go on from there. Unknown requests: no effect."""
@@ -80,6 +95,8 @@ class EngineCore:
             if sequence.phase is Phase.RECEIVING:
                 sequence.computed, sequence.external = sequence.external, 0
                 sequence.phase = Phase.RUNNING
+                self._prefixes.remember(sequence)
+        self._tell_news()
 
     def end(self, request: RequestId) -> None:
         """Drop the job and free its blocks, finished or not. Nobody else may be reading or writing them any more.
@@ -109,40 +126,74 @@ class EngineCore:
         if plan.work:
             self._steps += 1
             self._compute(plan.work)
+        self._tell_news()
         return bool(plan.work or plan.admit or plan.preempt)
 
     def _views(self) -> list[SequenceView]:
         """All that hold blocks, and no more of those that wait than there are slots: they may be hundreds."""
         waiting = Phase.WAITING
         slots = self._limits.max_sequences - sum(s.phase is not waiting for s in self._sequences.values())
+        # With a free block for each nobody is preempted, and what that would free is not asked.
+        is_shared = self._pool.is_shared if self._pool.num_free < len(self._sequences) else _nothing_shared
         views: list[SequenceView] = []
         for sequence in self._sequences.values():
             if sequence.phase is waiting:
                 slots -= 1
-                if slots < 0:
-                    continue
-            views.append(sequence.view(self._pool.is_shared))
+                if slots >= 0:
+                    found = self._prefixes.find(sequence)
+                    shared = sum(not self._pool.is_free(block) for block in found)
+                    views.append(sequence.waiting_view(len(found), shared, self._limits.block_size))
+            else:
+                views.append(sequence.view(is_shared))
         return views
 
     def _arrange(self, plan: StepPlan) -> None:
         for key in plan.preempt:
             self._preempt(self._sequences[key])
-        for key in plan.admit:
-            self._admit(self._sequences[key])
+        admitted = [self._sequences[key] for key in plan.admit]
+        for sequence in admitted:
+            # All of them, before any allocates: else one would be given a block that another counts on.
+            self._reuse(sequence)
+        for sequence in admitted:
+            self._admit(sequence)
         for key in plan.grow:
             self._sequences[key].blocks += self._pool.allocate(1)
 
     def _preempt(self, sequence: Sequence) -> None:
         self._pool.release(sequence.blocks)
         sequence.blocks = []
-        sequence.computed = 0
+        sequence.computed = sequence.named = sequence.reused = 0
         sequence.phase = Phase.WAITING
 
+    def _reuse(self, sequence: Sequence) -> None:
+        found = self._prefixes.find(sequence)
+        self._pool.share(found)
+        sequence.blocks = found
+        sequence.named = len(found)
+        sequence.computed = sequence.reused = len(found) * self._limits.block_size
+
     def _admit(self, sequence: Sequence) -> None:
-        sequence.blocks = self._pool.allocate(self._limits.blocks_for(sequence.known))
+        sequence.blocks += self._pool.allocate(self._limits.blocks_for(sequence.known) - sequence.named)
+        if sequence.external <= sequence.reused:
+            sequence.external = 0
         sequence.phase = Phase.RECEIVING if sequence.external else Phase.RUNNING
-        if sequence.external or isinstance(sequence.job, PrefillJob):
-            self._emit(BlocksReserved(sequence.job.request, tuple(sequence.blocks)))
+        request = sequence.job.request
+        if sequence.is_new and sequence.reused:
+            self._emit(PrefixFound(request, sequence.reused))
+        sequence.is_new = False
+        is_prefill = isinstance(sequence.job, PrefillJob)
+        if sequence.external or is_prefill:
+            self._emit(BlocksReserved(request, tuple(sequence.blocks), sequence.reused))
+        if is_prefill and sequence.computed == sequence.known:
+            layers = self._runner.layout.layers
+            for layer in range(layers.start, layers.stop):
+                self._emit(LayerReady(request, layer, sequence.computed))
+            self._hold(sequence)
+
+    def _hold(self, sequence: Sequence) -> None:
+        """A prefill job is computed."""
+        sequence.phase = Phase.HOLDING
+        self._emit(PrefillComputed(sequence.job.request))
 
     def _compute(self, work: tuple[Work, ...]) -> None:
         batch = [(self._sequences[item.key], item.count) for item in work]
@@ -174,10 +225,10 @@ class EngineCore:
         self, sequence: Sequence, count: int, tokens: tuple[Sampled, ...], sampled: list[ChoiceTokens]
     ) -> None:
         sequence.computed += count
+        self._prefixes.remember(sequence)
         if isinstance(sequence.job, PrefillJob):
             if sequence.computed == sequence.known:
-                sequence.phase = Phase.HOLDING
-                self._emit(PrefillComputed(sequence.job.request))
+                self._hold(sequence)
             return
         if not tokens:
             return
@@ -210,7 +261,9 @@ class EngineCore:
         """A sequence for another choice. It shares the parent's full blocks and copies the one still being filled;
         without room for that it starts over from its tokens, as after a preemption.
         """
-        child = Sequence(next(self._keys), parent.job, (choice,), output=list(parent.output), arrival=parent.arrival)
+        output, keys = list(parent.output), parent.keys.copy()
+        child = Sequence(next(self._keys), parent.job, (choice,), keys, arrival=parent.arrival, output=output)
+        child.is_new = False
         self._add(child)
         full, partly = divmod(parent.computed, self._limits.block_size)
         holders = sum(s.phase is not Phase.WAITING for s in self._sequences.values())
@@ -221,6 +274,7 @@ class EngineCore:
             self._pool.share(parent.blocks[:full])
             child.blocks = parent.blocks[:full] + own
             child.computed = parent.computed
+            child.named = min(parent.named, full)
             child.phase = Phase.RUNNING
         return child
 
@@ -288,11 +342,20 @@ class EngineCore:
             blocks_total=self._pool.num_blocks,
             steps=self._steps,
             partial_tokens=partial_tokens,
+            blocks_kept=self._pool.num_kept,
         )
+
+    def _tell_news(self) -> None:
+        if (news := self._news.take()) is not None:
+            self._emit(PrefixesChanged(news))
 
     def check_integrity(self) -> None:
         """Raise BlockError unless every block reference belongs to a sequence."""
         self._pool.check_integrity([s.blocks for s in self._sequences.values()])
+
+
+def _nothing_shared(_: int) -> bool:
+    return False
 
 
 def _invalid(reason: str) -> Failure:

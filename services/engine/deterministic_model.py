@@ -1,10 +1,11 @@
 """A model folder for the deterministic runner: a byte-level tokenizer and no weights.
 
 `model: <such a folder>` makes a whole mesh whose answers cost nothing, for tests of everything but the numerics and
-for measuring what the mesh itself costs.
+for measuring what the mesh itself costs.  `python -m services.engine.deterministic_model FOLDER` writes one.
 """
 
 import json
+import sys
 from pathlib import Path
 
 MODEL_TYPE = "pdmesh_deterministic"
@@ -35,3 +36,7 @@ def write_deterministic_model(folder: Path) -> Path:
 
 def _write(file: Path, content: dict[str, object]) -> None:
     file.write_text(json.dumps(content, indent=1))
+
+
+if __name__ == "__main__":
+    write_deterministic_model(Path(sys.argv[1]))

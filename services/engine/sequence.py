@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from common.costs.shape import StepShape
 from common.costs.step import Step
+from common.kv.prefix import PrefixKeys
 from common.messages.control import FinishReason
 from services.engine.api import DecodeJob, Job, PrefillJob
 from services.engine.runner import SampleRequest, StepItem
@@ -19,6 +20,8 @@ class Sequence:
     job: Job
     choices: tuple[int, ...]
     """The choices still sampled from this sequence: all of them until the first token, then one. Empty for P."""
+    keys: PrefixKeys
+    """Of its full blocks."""
     phase: Phase = Phase.WAITING
     computed: int = 0
     external: int = 0
@@ -26,6 +29,12 @@ class Sequence:
     arrival: int = 0
     """Its place among the jobs, the oldest first; all choices of a job share it."""
     blocks: list[int] = field(default_factory=list)
+    named: int = 0
+    """Leading blocks whose content has been named in the pool, or was found there."""
+    reused: int = 0
+    """Leading tokens whose KV was there when it was admitted last."""
+    is_new: bool = True
+    """It has not been admitted before, nor has the sequence that it is a choice of."""
     output: list[int] = field(default_factory=list)
 
     @property
@@ -38,26 +47,37 @@ class Sequence:
         """Prompt tokens computed here while there is no token yet; 0 at P."""
         if self.output or self.phase is not Phase.RUNNING or not isinstance(self.job, DecodeJob):
             return 0
-        return max(0, self.computed - self.job.split)
+        return max(0, self.computed - max(self.job.split, self.reused))
 
     def view(self, is_shared: Callable[[int], bool]) -> SequenceView:
-        """What the batch decision sees."""
-        alone = not isinstance(self.job, DecodeJob) or self.job.choices == 1
+        """What the batch decision sees of a sequence that holds blocks."""
         return SequenceView(
             key=self.key,
             phase=self.phase,
             known=self.known,
             computed=self.computed,
             blocks=len(self.blocks),
-            freeable=len(self.blocks) if alone else sum(not is_shared(block) for block in self.blocks),
-            external=self.external > 0,
+            freeable=sum(not is_shared(block) for block in self.blocks),
+        )
+
+    def waiting_view(self, found: int, shared: int, block_size: int) -> SequenceView:
+        """Of one that holds none, where `found` blocks with its first tokens are there, `shared` of them in use."""
+        return SequenceView(
+            key=self.key,
+            phase=self.phase,
+            known=self.known,
+            computed=found * block_size,
+            blocks=0,
+            freeable=0,
+            external=self.external > found * block_size,
+            shared=shared * block_size,
         )
 
     def item(self, count: int) -> StepItem:
         """The step item that computes the next `count` tokens, sampling if they are the last ones known."""
         stop = self.computed + count
         return StepItem(
-            tokens=self._tokens(self.computed, stop),
+            tokens=self.tokens(self.computed, stop),
             start=self.computed,
             blocks=self.blocks,
             sample=self._sample_request() if stop == self.known else None,
@@ -70,7 +90,8 @@ class Sequence:
             return FinishReason.STOP
         return FinishReason.LENGTH if len(self.output) >= self.job.max_tokens else None
 
-    def _tokens(self, start: int, stop: int) -> list[int]:
+    def tokens(self, start: int, stop: int) -> list[int]:
+        """The known tokens of these numbers."""
         prompt = self.job.prompt
         length = len(prompt)
         return [*prompt[start:stop], *self.output[max(0, start - length) : max(0, stop - length)]]

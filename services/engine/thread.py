@@ -44,12 +44,14 @@ class EngineThread:
         clock: Clock,
         *,
         slowdown: float = 1.0,
+        prefix_cache: bool = True,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._build = build
         self._limits = limits
         self._on_event = on_event
         self._clock = clock
+        self._prefix_cache = prefix_cache
         self._slowdown = Slowdown(slowdown, clock, sleep)
         self._costs: InstanceCosts | None = None
         self._correction = Correction()
@@ -149,7 +151,7 @@ class EngineThread:
             self._to_loop(_fail, self._ready, error)
             return
         self._to_loop(_resolve, self._ready, runner)
-        core = EngineCore(runner, self._limits, self._emit)
+        core = EngineCore(runner, self._limits, self._emit, prefix_cache=self._prefix_cache)
         self._load = core.load()
         try:
             while self._take_commands(core):

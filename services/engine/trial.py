@@ -98,6 +98,7 @@ async def _main(arguments: argparse.Namespace) -> None:
         kv_memory="2GiB",
         max_batch=arguments.max_batch,
         budget=arguments.budget,
+        prefix_cache=False,  # a prompt that is sent again is to take as long again
     )
     await serve(Trials(instance, arguments.dtype, arguments.folder, SystemClock()))
 

@@ -5,12 +5,16 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
+import msgspec
+
 from common.bus.client import BusClient
 from common.bus.codecs import from_worker_codec, to_worker_codec
 from common.bus.drops import Drops
 from common.bus.member import MembershipClient, Registration
 from common.clock import Clock
 from common.ids import Generation
+from common.kv.prefix import PrefixNews
+from common.loop_lag import LoopLag
 from common.messages.control import FromWorker, Load, Register, ToWorker
 from common.tasks import TaskScope
 
@@ -20,10 +24,10 @@ _log = logging.getLogger(__name__)
 class Jobs(Protocol):
     """The jobs of one instance, whatever its role. All methods are called on the event loop."""
 
-    is_draining: bool
+    is_leaving: bool
 
     def on_message(self, message: ToWorker) -> None:
-        """RunPrefill, RunDecode, Abort or Drain."""
+        """RunPrefill, RunDecode, Abort, Drain or Resume."""
         ...
 
     def begin(self, generation: Generation) -> None:
@@ -40,6 +44,10 @@ class Jobs(Protocol):
 
     def load(self) -> Load:
         """What is held now."""
+        ...
+
+    def prefix_news(self) -> PrefixNews | None:
+        """What its blocks have come to hold since this was asked last, or since the life began."""
         ...
 
 
@@ -64,12 +72,14 @@ class Worker:
         self._describe = describe
         self._control = control
         self._grace_s = grace_s
+        self._lag = LoopLag(clock)
         self._member = MembershipClient(
             lambda: BusClient(control, to_worker_codec(), from_worker_codec(), drops=Drops(clock)),
             Registration(
                 draw_generation=draw_generation,
                 register=self._register,
-                load=jobs.load,
+                load=self._load,
+                prefixes=jobs.prefix_news,
                 on_message=jobs.on_message,
                 on_lost=self._lost,
             ),
@@ -84,6 +94,10 @@ class Worker:
         self._jobs.begin(generation)
         return self._describe(generation)
 
+    def _load(self) -> Load:
+        lag = self._lag.figures()
+        return msgspec.structs.replace(self._jobs.load(), lag_p99_s=lag.p99_s, lag_max_s=lag.max_s)
+
     async def _lost(self, reason: str) -> None:
         load = self._jobs.load()
         if held := load.waiting + load.running:
@@ -94,6 +108,7 @@ class Worker:
         """Be a member until `stop`."""
         _log.info("ready to join the mesh at %s", self._control)
         tasks = TaskScope("worker")
+        self._lag.start()
         try:
             pending = {tasks.start(self._member.run(), "member"), tasks.start(self._leave_after(stop), "leave")}
             failed = asyncio.ensure_future(broken)
@@ -104,11 +119,12 @@ class Worker:
                     task.result()
                 pending -= done
         finally:
+            self._lag.stop()
             await tasks.close()
 
     async def _leave_after(self, stop: asyncio.Event) -> None:
         await stop.wait()
-        self._jobs.is_draining = True
+        self._jobs.is_leaving = True
         try:
             await asyncio.wait_for(self._jobs.until_idle(), self._grace_s)
         except TimeoutError:

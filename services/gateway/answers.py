@@ -8,10 +8,10 @@ import msgspec
 from common.errors import Failure, PdmeshError
 from common.messages.control import EmittedTokens, FinishReason
 from services.gateway.observer import RequestWatch
-from services.gateway.openai_types import Usage
-from services.gateway.stream import Failed, Placed, Placement, RequestStream
-from services.gateway.text_lane import TextLane
-from services.text.choice import ChoiceText, TextDelta, TokenEntry
+from services.gateway.openai_types import PromptTokensDetails, Usage
+from services.gateway.stream import Failed, Placed, Placement, PromptCached, RequestStream, StreamEvent
+from services.gateway.text_lane import LaneChoice, TextLane
+from services.text.choice import TextDelta, TokenEntry
 
 
 class RequestFailed(PdmeshError):
@@ -47,7 +47,7 @@ class AnswerReader:
         self,
         stream: RequestStream,
         lane: TextLane,
-        choices: Sequence[ChoiceText],
+        choices: Sequence[LaneChoice],
         prompt_tokens: int,
         watch: RequestWatch,
     ) -> None:
@@ -58,46 +58,66 @@ class AnswerReader:
         self._open = set(range(len(choices)))
         self._prompt_tokens = prompt_tokens
         self._completion_tokens = 0
+        self._cached_tokens = 0
+        self._failure: Failure | None = None
         self.placement: Placement | None = None
 
     def usage(self) -> Usage:
         """Tokens so far."""
         total = self._prompt_tokens + self._completion_tokens
-        return Usage(self._prompt_tokens, self._completion_tokens, total)
+        cached = PromptTokensDetails(self._cached_tokens)
+        return Usage(self._prompt_tokens, self._completion_tokens, total, cached)
 
-    async def next(self) -> ChoiceDelta | None:
-        """What comes next; None when every choice has ended; raises RequestFailed."""
+    async def next_many(self) -> list[ChoiceDelta]:
+        """What comes next, and whatever else is there; empty when every choice has ended; raises RequestFailed."""
         while self._open:
-            event = await self._stream.next()
-            match event:
-                case Placed(placement):
-                    self.placement = placement
-                case Failed(failure):
-                    raise RequestFailed(failure)
-                case EmittedTokens(choice=choice):
-                    # Tokens may still come for a choice that a stop string has ended.
-                    if choice in self._open:
-                        return ChoiceDelta(choice, await self._read(event))
-                case _:
-                    assert_never(event)
-        return None
+            if self._failure is not None:
+                raise RequestFailed(self._failure)
+            events = self._sorted(await self._stream.next_many())
+            if events and (deltas := await self._read(events)):
+                return deltas
+        return []
 
     async def rest(self) -> list[ChoiceAnswer]:
         """All choices, whole; raises RequestFailed."""
         deltas: list[list[TextDelta]] = [[] for _ in self._choices]
-        while (item := await self.next()) is not None:
-            deltas[item.choice].append(item.delta)
+        while items := await self.next_many():
+            for item in items:
+                deltas[item.choice].append(item.delta)
         return [_joined(parts) for parts in deltas]
 
-    async def _read(self, event: EmittedTokens) -> TextDelta:
-        delta = await self._lane.push(self._choices[event.choice], event)
-        self._completion_tokens += delta.tokens
-        self._watch.tokens(event.choice, delta.tokens)
-        if delta.finish is not None:
-            self._open.discard(event.choice)
-            if not self._open:
-                self._stream.close()
-        return delta
+    def _sorted(self, events: Sequence[StreamEvent]) -> list[EmittedTokens]:
+        """The tokens among `events`; what else there is, is noted."""
+        found: list[EmittedTokens] = []
+        for event in events:
+            match event:
+                case EmittedTokens(choice=choice):
+                    # Tokens may still come for a choice that a stop string has ended.
+                    if choice in self._open:
+                        found.append(event)
+                case Placed(placement):
+                    self.placement = placement
+                case PromptCached(tokens):
+                    self._cached_tokens = tokens
+                case Failed(failure):
+                    self._failure = failure
+                case _:
+                    assert_never(event)
+        return found
+
+    async def _read(self, events: Sequence[EmittedTokens]) -> list[ChoiceDelta]:
+        deltas = await self._lane.push_many([(self._choices[event.choice], event) for event in events])
+        read = [
+            ChoiceDelta(event.choice, delta) for event, delta in zip(events, deltas, strict=True) if delta is not None
+        ]
+        for item in read:
+            self._completion_tokens += item.delta.tokens
+            self._watch.tokens(item.choice, item.delta.tokens)
+            if item.delta.finish is not None:
+                self._open.discard(item.choice)
+        if not self._open:
+            self._stream.close()
+        return read
 
 
 def _joined(parts: Sequence[TextDelta]) -> ChoiceAnswer:

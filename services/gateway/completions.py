@@ -156,9 +156,10 @@ class Completions:
     async def _answer(self, exchange: _Exchange, endpoint: _Endpoint) -> web.StreamResponse:
         minted = exchange.minted
         call = endpoint.parse(await exchange.http.read(), self._rules, minted.seed)
-        prompt = await self._tokens(call.prompt)
-        request = plan_request(call, minted.request, prompt, self._context(), self._text.eos_ids)
-        choices = await self._text.open_choices(rules_of(call, request), call.choices)
+        context = self._context()
+        prompt = await self._tokens(call.prompt, context)
+        request = plan_request(call, minted.request, prompt, context, self._text.eos_ids)
+        choices = self._text.open_choices(rules_of(call, request), call.choices)
         dialect = endpoint.dialect(self._shape(call, minted, endpoint))
         stream = self._mesh.submit(request)
         try:
@@ -178,15 +179,14 @@ class Completions:
 
     async def _write_stream(self, exchange: _Exchange, reader: AnswerReader, dialect: Dialect) -> web.StreamResponse:
         events = exchange.events
-        while (item := await reader.next()) is not None:
+        while items := await reader.next_many():
+            bodies = [body for item in items for body in dialect.events(item)]
             if events.response is None:
                 exchange.note_placement(reader)
                 await events.open(exchange.headers)
-                await events.send([*dialect.opening(), *dialect.events(item)])
-            else:
-                await events.send(dialect.events(item))
-        await events.send(dialect.closing(reader.usage()))
-        return await events.end()
+                bodies = [*dialect.opening(), *bodies]
+            await events.send(bodies)
+        return await events.end(dialect.closing(reader.usage()))
 
     async def _fail(self, exchange: _Exchange, error: Exception) -> web.StreamResponse:
         failure, shown = self._explained(error)
@@ -227,12 +227,12 @@ class Completions:
                 body = ErrorBody("the server failed on this request; its log says why", "server_error", code="internal")
                 return Failure(FailureKind.ENGINE_FAILED, repr(error)), ApiError(500, body)
 
-    async def _tokens(self, prompt: Prompt) -> tuple[int, ...]:
+    async def _tokens(self, prompt: Prompt, context: int) -> tuple[int, ...]:
         match prompt:
             case ChatPrompt(messages):
-                return await self._text.encode_chat(messages, self._context())
+                return await self._text.encode_chat(messages, context)
             case TextPrompt(text):
-                return await self._text.encode_text(text, self._context())
+                return await self._text.encode_text(text, context)
             case TokenPrompt(tokens):
                 return tokens
             case _:

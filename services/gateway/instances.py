@@ -1,4 +1,4 @@
-"""What an operator's tools ask about the instances: who is there, and how long a step takes.
+"""What an operator's tools ask about the instances: who is there, how long a step takes; and whether one drains.
 
 Like /links these routes say much and authenticate nobody: they are for networks where everybody may be trusted.
 """
@@ -13,7 +13,7 @@ from aiohttp import web
 from common.costs.step import Step
 from common.ids import InstanceId
 from common.messages.control import StepMeasured
-from common.messages.operator import InstanceInfo, InstanceList, MeasureAnswer, MeasureRequest
+from common.messages.operator import DrainAnswer, InstanceInfo, InstanceList, MeasureAnswer, MeasureRequest
 from services.gateway.openai_errors import ApiError, ErrorBody, invalid
 from services.gateway.responses import error_response, json_response
 
@@ -29,16 +29,25 @@ class Operated(Protocol):
         """The answer of a member; None where it was lost meanwhile."""
         ...
 
+    def drain(self, instance: InstanceId, *, draining: bool) -> None:
+        """Tell a member to want nothing new, or (False) to be given requests again."""
+        ...
+
 
 class InstanceRoutes:
-    """GET /instances and POST /instances/{id}/measure."""
+    """GET /instances and POST /instances/{id}/measure, /drain and /resume."""
 
     def __init__(self, mesh: Operated) -> None:
         self._mesh = mesh
 
     def routes(self) -> list[web.RouteDef]:
         """To be added to the application before it runs."""
-        return [web.get("/instances", self._show), web.post("/instances/{id}/measure", self._measure)]
+        return [
+            web.get("/instances", self._show),
+            web.post("/instances/{id}/measure", self._measure),
+            web.post("/instances/{id}/drain", self._drain),
+            web.post("/instances/{id}/resume", self._resume),
+        ]
 
     async def _show(self, _: web.Request) -> web.Response:
         return json_response(msgspec.json.encode(InstanceList(tuple(self._mesh.instances()))))
@@ -50,11 +59,28 @@ class InstanceRoutes:
             return error_response(error)
         return json_response(msgspec.json.encode(MeasureAnswer(seconds)))
 
-    async def _measured(self, instance: InstanceId, body: bytes) -> tuple[float, ...]:
+    async def _drain(self, http: web.Request) -> web.Response:
+        return self._tell(InstanceId(http.match_info["id"]), draining=True)
+
+    async def _resume(self, http: web.Request) -> web.Response:
+        return self._tell(InstanceId(http.match_info["id"]), draining=False)
+
+    def _tell(self, instance: InstanceId, *, draining: bool) -> web.Response:
+        try:
+            self._check_member(instance)
+        except ApiError as error:
+            return error_response(error)
+        self._mesh.drain(instance, draining=draining)
+        return json_response(msgspec.json.encode(DrainAnswer(instance, draining)), status=202)
+
+    def _check_member(self, instance: InstanceId) -> None:
         members = [info.member.instance for info in self._mesh.instances()]
         if instance not in members:
             known = ", ".join(members) or "none"
             raise invalid(f"no instance {instance!r} is in the mesh, which has {known}", "id", "unknown_instance", 404)
+
+    async def _measured(self, instance: InstanceId, body: bytes) -> tuple[float, ...]:
+        self._check_member(instance)
         try:
             request = msgspec.json.decode(body, type=MeasureRequest)
         except msgspec.MsgspecError as error:

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import secrets
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import assert_never
@@ -10,9 +9,11 @@ from typing import assert_never
 from common.bus.server import BusServer
 from common.clock import Clock
 from common.costs.step import Step
+from common.entropy import Entropy
 from common.errors import Failure, FailureKind
 from common.ids import InstanceId, RequestId, TransferId
 from common.messages.control import (
+    Drain,
     FromWorker,
     Heartbeat,
     JobFailed,
@@ -20,7 +21,9 @@ from common.messages.control import (
     Leaving,
     LinkMeasured,
     PrefillReleased,
+    PrefixReused,
     Register,
+    Resume,
     StepMeasured,
     TokensEmitted,
     ToWorker,
@@ -30,7 +33,7 @@ from common.tasks import TaskScope
 from services.gateway.measurements import Measurements
 from services.gateway.metering import WorkerMeter
 from services.gateway.roster import Roster
-from services.gateway.stream import Failed, GenerationRequest, Placed, StreamEvent
+from services.gateway.stream import Failed, GenerationRequest, Placed, PromptCached, StreamEvent
 from services.gateway.traces import Traces
 from services.scheduling.lifecycle import Lifecycle
 from services.scheduling.lifecycle_events import (
@@ -43,6 +46,7 @@ from services.scheduling.lifecycle_events import (
     LifecycleEffect,
     LifecycleEvent,
     Place,
+    Reused,
     Send,
     ShutdownRequested,
 )
@@ -77,16 +81,22 @@ class _Stream:
     def __init__(self, request: RequestId, on_close: Callable[[RequestId], None]) -> None:
         self._request = request
         self._on_close = on_close
-        self._events: asyncio.Queue[StreamEvent] = asyncio.Queue()
+        self._events: list[StreamEvent] = []
+        self._arrived = asyncio.Event()
         self._is_closed = False
 
     def put(self, event: StreamEvent) -> None:
         """Hand one event to the HTTP side."""
-        self._events.put_nowait(event)
+        self._events.append(event)
+        self._arrived.set()
 
-    async def next(self) -> StreamEvent:
-        """The next event; cancel-safe."""
-        return await self._events.get()
+    async def next_many(self) -> list[StreamEvent]:
+        """See RequestStream.next_many."""
+        while not self._events:
+            self._arrived.clear()
+            await self._arrived.wait()
+        events, self._events = self._events, []
+        return events
 
     def close(self) -> None:
         """Forget the request; the mesh drops what it still holds of it."""
@@ -110,6 +120,7 @@ class MeshShell:
         clock: Clock,
         meter: WorkerMeter,
         traces: Traces,
+        entropy: Entropy,
         *,
         deadline_s: float,
     ) -> None:
@@ -119,6 +130,7 @@ class MeshShell:
         self._clock = clock
         self._meter = meter
         self._traces = traces
+        self._entropy = entropy
         self._links = Links()
         self._roster = Roster()
         self._measurements = Measurements(self._send)
@@ -159,8 +171,8 @@ class MeshShell:
             user=request.user,
         )
         self._traces.arrived(request)
-        transfer = TransferId(f"{request.request}:{secrets.token_hex(4)}")
-        self._handle(Arrived(now, spec, transfer, secrets.token_bytes(16)))
+        transfer = TransferId(f"{request.request}:{self._entropy.hex(4)}")
+        self._handle(Arrived(now, spec, transfer, self._entropy.take(16)))
         return stream
 
     def context_length(self) -> int | None:
@@ -197,6 +209,10 @@ class MeshShell:
         """Let a member measure a step; None where it was lost meanwhile."""
         return await self._measurements.measure(instance, step, repeats)
 
+    def drain(self, instance: InstanceId, *, draining: bool) -> None:
+        """Tell a member to want nothing new, or (False) to be given requests again. It says so in its next report."""
+        self._send(instance, Drain() if draining else Resume())
+
     # ------------------------------------------------------------ events in
 
     async def _receive(self) -> None:
@@ -214,7 +230,7 @@ class MeshShell:
                 self._link_measured(message)
             case StepMeasured():
                 self._measurements.measured(message)
-            case TokensEmitted() | PrefillReleased() | KVLanded() | JobFailed():
+            case TokensEmitted() | PrefillReleased() | PrefixReused() | KVLanded() | JobFailed():
                 self._handle(message)
             case _:
                 assert_never(message)
@@ -276,6 +292,9 @@ class MeshShell:
             case Place(request, placement):
                 self._traces.placed(request, placement)
                 self._put(request, Placed(placement))
+            case Reused(request, tokens):
+                self._traces.reused(request, tokens)
+                self._put(request, PromptCached(tokens))
             case Deliver(tokens):
                 self._traces.delivered(tokens)
                 self._put(tokens.request, tokens)

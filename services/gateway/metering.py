@@ -35,6 +35,7 @@ class MeteringObserver:
     def finished(self, request: RequestId, usage: Usage, seconds: float) -> None:  # noqa: ARG002
         """See Observer."""
         self._metrics.requests.labels("finished").inc()
+        self._metrics.cached_tokens.inc(usage.prompt_tokens_details.cached_tokens)
         self._metrics.e2e_s.observe(seconds)
 
     def failed(self, request: RequestId, failure: Failure, seconds: float) -> None:  # noqa: ARG002

@@ -83,12 +83,20 @@ class CompletionFields(GenerationFields, frozen=True, kw_only=True):
 # ---------------------------------------------------------------- answers
 
 
+class PromptTokensDetails(msgspec.Struct, frozen=True):
+    """What the prompt's tokens took."""
+
+    cached_tokens: int = 0
+    """Those whose KV was there from earlier requests."""
+
+
 class Usage(msgspec.Struct, frozen=True):
     """Tokens of a whole request, over all its choices."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptTokensDetails = PromptTokensDetails()
 
 
 class TopLogprob(msgspec.Struct, frozen=True):

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import secrets
 import time
 from datetime import datetime
 from pathlib import Path
@@ -16,7 +15,9 @@ from common.bus.server import BusServer
 from common.clock import Clock, SystemClock
 from common.config.addresses import format_host_port, parse_http
 from common.config.types import MeshConfig
+from common.entropy import Entropy
 from common.ids import Generation, RequestId
+from common.loop_lag import LoopLag
 from common.metrics import CONTENT_TYPE, Metrics
 from common.signals import stop_on_signals
 from services.gateway.app import build_app, build_runner
@@ -51,6 +52,8 @@ class GatewayService:
         self._clock = clock
         self._model_folder = model_folder
         self.metrics = Metrics()
+        self._lag = LoopLag(clock)
+        self._entropy = Entropy()
 
     async def start(self) -> None:
         """Listen for workers and for clients. Raises ModelError, BusError, or OSError for an address in use."""
@@ -72,15 +75,17 @@ class GatewayService:
                 load_policy(self._config.policy, self._config.split),
                 load_predictor(self._config.output_lengths),
             ),
-            Membership(Generation(secrets.randbits(63)), heartbeat_s=gateway.heartbeat_s, lease_s=gateway.lease_s),
+            Membership(Generation(self._entropy.bits63()), heartbeat_s=gateway.heartbeat_s, lease_s=gateway.lease_s),
             self._bus,
             self._clock,
             WorkerMeter(self.metrics),
             self.traces,
+            self._entropy,
             deadline_s=gateway.deadline_s,
         )
         await self.mesh.start()
         await self._serve_http()
+        self._lag.start()
 
     async def _serve_http(self) -> None:
         gateway = self._config.gateway
@@ -97,7 +102,7 @@ class GatewayService:
                 allow_placement_override=gateway.allow_placement_override,
             ),
             self._clock,
-            _mint,
+            self._mint,
             Observers(MeteringObserver(self.metrics), self.traces),
         )
         app.router.add_get("/metrics", self._show_metrics)
@@ -112,13 +117,18 @@ class GatewayService:
         _log.info("serving %s at %s, workers join at %s", self._config.model, self.url, self.control)
 
     async def _show_metrics(self, _: web.Request) -> web.Response:
-        holdings = self.mesh.holdings()
+        holdings, lag = self.mesh.holdings(), self._lag.figures()
+        self.metrics.loop_lag_p99_s.set(lag.p99_s)
+        self.metrics.loop_lag_max_s.set(lag.max_s)
         self.metrics.queued.set(holdings.queued)
         self.metrics.running.set(holdings.requests)
         return web.Response(body=self.metrics.render(), headers={"Content-Type": CONTENT_TYPE})
 
     async def _show_links(self, _: web.Request) -> web.Response:
         return json_response(msgspec.json.encode({"links": self.mesh.links()}))
+
+    def _mint(self) -> Minted:
+        return Minted(RequestId(f"r-{self._entropy.hex(10)}"), self._entropy.bits63(), _unix_time())
 
     async def drain(self) -> None:
         """Accept nothing new; ends when every request has ended, or after DRAIN_S."""
@@ -130,6 +140,7 @@ class GatewayService:
 
     async def close(self) -> None:
         """End everything; requests still in flight fail."""
+        self._lag.stop()
         await self.mesh.close()
         await self._http.cleanup()
         await self._text.__aexit__(None, None, None)
@@ -138,10 +149,6 @@ class GatewayService:
 
 def _unix_time() -> int:
     return int(time.time())  # noqa: TID251 - the API shows wall time, and this is a composition root
-
-
-def _mint() -> Minted:
-    return Minted(RequestId(f"r-{secrets.token_hex(10)}"), secrets.randbits(63), _unix_time())
 
 
 async def run_gateway(config: MeshConfig, model_folder: Path) -> bool:

@@ -32,24 +32,26 @@ class EventStream:
 
     async def send(self, events: Iterable[bytes]) -> None:
         """Send each as one event, together in one write; waits while the client reads slowly."""
-        data = b"".join(b"data: %b\n\n" % event for event in events)
+        data = _framed(events)
         if data and self._response is not None:
             await self._response.write(data)
 
-    async def end(self) -> web.StreamResponse:
-        """Say that the answer is whole."""
-        await self.send([b"[DONE]"])
-        return await self._close()
+    async def end(self, events: Iterable[bytes]) -> web.StreamResponse:
+        """Send the last `events`, and say that the answer is whole."""
+        return await self._close(_framed([*events, b"[DONE]"]))
 
     async def break_off(self, error: bytes) -> web.StreamResponse:
         """Say why no more will come, then close the connection; without [DONE]."""
-        await self.send([error])
         if self._response is not None:
             self._response.force_close()
-        return await self._close()
+        return await self._close(_framed([error]))
 
-    async def _close(self) -> web.StreamResponse:
+    async def _close(self, last: bytes) -> web.StreamResponse:
         if self._response is None:
             raise RuntimeError("an event stream ends after it was opened")
-        await self._response.write_eof()
+        await self._response.write_eof(last)
         return self._response
+
+
+def _framed(events: Iterable[bytes]) -> bytes:
+    return b"".join(b"data: %b\n\n" % event for event in events)

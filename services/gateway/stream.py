@@ -10,7 +10,7 @@ from common.messages.control import EmittedTokens
 from common.messages.sampling import SamplingParams
 from services.scheduling.placement import Placement
 
-__all__ = ["Failed", "GenerationRequest", "Mesh", "Placed", "Placement", "RequestStream", "StreamEvent"]
+__all__ = ["Failed", "GenerationRequest", "Mesh", "Placed", "Placement", "PromptCached", "RequestStream", "StreamEvent"]
 
 
 class GenerationRequest(msgspec.Struct, frozen=True):
@@ -35,21 +35,27 @@ class Placed(msgspec.Struct, frozen=True):
     placement: Placement
 
 
+class PromptCached(msgspec.Struct, frozen=True):
+    """The KV of so many leading tokens of the prompt was in the mesh already; the last one counts."""
+
+    tokens: int
+
+
 class Failed(msgspec.Struct, frozen=True):
     """The request ended without (all of) an answer; the last event."""
 
     failure: Failure
 
 
-StreamEvent = Placed | EmittedTokens | Failed
+StreamEvent = Placed | PromptCached | EmittedTokens | Failed
 """EmittedTokens are gap-free and in order per choice; the stream is over when every choice has had a finish."""
 
 
 class RequestStream(Protocol):
     """One request in flight. Owned by the HTTP handler, which must `close` it."""
 
-    async def next(self) -> StreamEvent:
-        """The next event; cancel-safe."""
+    async def next_many(self) -> list[StreamEvent]:
+        """At least one event, and whatever else is there, oldest first; cancel-safe."""
         ...
 
     def close(self) -> None:

@@ -16,11 +16,14 @@ Script = Callable[[GenerationRequest], Iterable[StreamEvent]]
 class ScriptedMesh:
     """Answers every request by `script`, and keeps what it was asked.
 
-    `context` and `reason` are what context_length() and not_ready() say.
+    `context` and `reason` are what context_length() and not_ready() say; `together` is how many events come at a time.
     """
 
-    def __init__(self, script: Script, *, context: int | None = None, reason: str | None = None) -> None:
+    def __init__(
+        self, script: Script, *, context: int | None = None, reason: str | None = None, together: int = 1
+    ) -> None:
         self._script = script
+        self._together = together
         self._context = context
         self._reason = reason
         self.requests: list[GenerationRequest] = []
@@ -29,7 +32,7 @@ class ScriptedMesh:
 
     def submit(self, request: GenerationRequest) -> "ScriptedStream":
         """See Mesh."""
-        stream = ScriptedStream(self._script(request))
+        stream = ScriptedStream(self._script(request), self._together)
         self.requests.append(request)
         self.streams.append(stream)
         self._submitted.set()
@@ -52,8 +55,9 @@ class ScriptedMesh:
 class ScriptedStream:
     """One request in flight."""
 
-    def __init__(self, events: Iterable[StreamEvent]) -> None:
+    def __init__(self, events: Iterable[StreamEvent], together: int) -> None:
         self._events = deque(events)
+        self._together = together
         self._closed = asyncio.Event()
         self._read = asyncio.Event()
 
@@ -67,13 +71,13 @@ class ScriptedStream:
         """Events that nobody has taken."""
         return len(self._events)
 
-    async def next(self) -> StreamEvent:
+    async def next_many(self) -> list[StreamEvent]:
         """See RequestStream."""
         await asyncio.sleep(0)
         if not self._events:
             self._read.set()
             await asyncio.get_running_loop().create_future()
-        return self._events.popleft()
+        return [self._events.popleft() for _ in range(min(self._together, len(self._events)))]
 
     def close(self) -> None:
         """See RequestStream."""

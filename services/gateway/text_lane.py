@@ -22,6 +22,29 @@ class TextTooLong(PdmeshError):
         self.least_tokens = least_tokens
 
 
+class LaneChoice:
+    """The text of one choice: made, added to and looked at by `TextLane.push_many` alone."""
+
+    __slots__ = ("_has_ended", "_rules", "_text", "_tokenizer")
+
+    def __init__(self, tokenizer: Tokenizer, rules: ChoiceRules) -> None:
+        self._tokenizer = tokenizer
+        self._rules = rules
+        self._text: ChoiceText | None = None
+        self._has_ended = False
+
+    def push(self, event: EmittedTokens) -> TextDelta | None:
+        """On the text thread: what the event adds; None where the choice has ended before it."""
+        if self._has_ended:
+            return None
+        if self._text is None:
+            # Here and not where the choice is opened: to make a decoder is text work, and a hop of its own would cost.
+            self._text = ChoiceText(self._tokenizer, self._rules)
+        delta = self._text.push(event.tokens, event.finish, event.logprobs)
+        self._has_ended = delta.finish is not None
+        return delta
+
+
 class TextLane:
     """The tokeniser and chat template of the served model, for the event loop that entered it.
 
@@ -52,13 +75,13 @@ class TextLane:
         """The ids of a conversation up to where the answer begins; TemplateRefused, or TextTooLong as above."""
         return await self._prompts.run(lambda: self._encode_chat(messages, most))
 
-    async def open_choices(self, rules: ChoiceRules, count: int) -> tuple[ChoiceText, ...]:
-        """The empty texts of a request's choices, to be given to `push` one call at a time each."""
-        return await self._answers.run(lambda: tuple(ChoiceText(self._tokenizer, rules) for _ in range(count)))
+    def open_choices(self, rules: ChoiceRules, count: int) -> tuple[LaneChoice, ...]:
+        """The empty texts of a request's choices, to be given to `push_many` one call at a time each."""
+        return tuple(LaneChoice(self._tokenizer, rules) for _ in range(count))
 
-    async def push(self, choice: ChoiceText, event: EmittedTokens) -> TextDelta:
-        """Add the event's tokens to the choice it belongs to."""
-        return await self._answers.run(lambda: choice.push(event.tokens, event.finish, event.logprobs))
+    async def push_many(self, events: Sequence[tuple[LaneChoice, EmittedTokens]]) -> list[TextDelta | None]:
+        """Add each event's tokens to its choice, in one hop; None for an event of a choice that has ended before it."""
+        return await self._answers.run(lambda: [choice.push(event) for choice, event in events])
 
     def _encode(self, text: str, most: int, *, add_special_tokens: bool) -> tuple[int, ...]:
         # Seconds of work for a text of megabytes, while every other prompt waits: not for one that cannot be served.

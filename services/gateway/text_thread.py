@@ -105,10 +105,9 @@ class TextThread:
         job = self._queue.get()
         while job is not None:
             jobs.append(job)
-            try:
-                job = self._queue.get_nowait()
-            except queue.Empty:
+            if self._queue.empty():  # nobody else takes from it
                 return jobs, True
+            job = self._queue.get()
         return jobs, False
 
 

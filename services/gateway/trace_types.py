@@ -44,6 +44,8 @@ class RequestTrace(msgspec.Struct):
     placed_s: float | None = None
     placement: Placement | None = None
     """With the candidates; their predictions count from placed_s."""
+    cached_tokens: int = 0
+    """Leading tokens of the prompt that nobody computed for this request: their KV was there."""
     landed: LandedKV | None = None
     released_s: float | None = None
     """P holds nothing of it any more."""
@@ -79,6 +81,7 @@ class TraceSummary(msgspec.Struct, frozen=True):
     decode: InstanceId | None
     """None: not placed."""
     split: int
+    cached_tokens: int
     placed_s: float | None
     predicted_first_token_s: float | None
     real_first_token_s: float | None
@@ -105,6 +108,7 @@ def summary_of(trace: RequestTrace) -> TraceSummary:
         prefill=None if placement is None else placement.prefill,
         decode=None if placement is None else placement.decode,
         split=0 if placement is None else placement.split,
+        cached_tokens=trace.cached_tokens,
         placed_s=trace.placed_s,
         predicted_first_token_s=None if prediction is None else prediction.first_token_s,
         real_first_token_s=trace.since_placed(trace.first_token_s),

@@ -66,6 +66,12 @@ class Traces(SilentObserver):
             trace = kept.trace
             trace.placed_s, trace.placement = self._since(kept), placement
             trace.landed = trace.released_s = None
+            trace.cached_tokens = 0
+
+    def reused(self, request: RequestId, tokens: int) -> None:
+        """The KV of so many leading tokens was there."""
+        if (kept := self._kept.get(request)) is not None:
+            kept.trace.cached_tokens = tokens
 
     def heard(self, message: FromWorker) -> None:
         """A worker's message. Only the first of a kind counts, from the instance that the request was placed on."""

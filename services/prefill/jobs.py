@@ -11,6 +11,7 @@ from common.errors import Failure, FailureKind
 from common.faults import FaultPoint, Faults
 from common.ids import Generation, InstanceId, RequestId
 from common.kv.ownership import Acknowledged, Expired, OfferEnd, TakerFailed, Withdrawn
+from common.kv.prefix import PrefixNews
 from common.messages.control import (
     Abort,
     Drain,
@@ -21,7 +22,9 @@ from common.messages.control import (
     MeasureStep,
     MeetPrefill,
     PrefillReleased,
+    PrefixReused,
     Rejected,
+    Resume,
     RunDecode,
     RunPrefill,
     ToWorker,
@@ -36,9 +39,12 @@ from services.engine.api import (
     PrefillComputed,
     PrefillFailed,
     PrefillJob,
+    PrefixesChanged,
+    PrefixFound,
     TokensSampled,
 )
 from services.engine.measuring import answer_measure
+from services.engine.prefix_journal import PrefixJournal
 from services.engine.thread import EngineThread
 from transfer.errors import TransferError
 from transfer.offer import Offer
@@ -79,9 +85,11 @@ class PrefillJobs:
         self._clock = clock
         self._faults = faults
         self._jobs: dict[RequestId, _Job] = {}
+        self._prefixes = PrefixJournal()
         self._tasks = TaskScope("prefill")
         self.generation = Generation(0)
         self.is_draining = False
+        self.is_leaving = False
         # Between two lives, and after the last: what is said then was meant for a life that has ended.
         self._is_over = False
         self._emptied = asyncio.Event()
@@ -95,6 +103,8 @@ class PrefillJobs:
                 self.abort(request)
             case Drain():
                 self.is_draining = True
+            case Resume():
+                self.is_draining = False
             case MeasureStep():
                 self._tasks.start(self._measure(message, self.generation), f"measure:{message.measure}")
             case RunDecode() | MeetPrefill() | Welcome() | HeartbeatAck() | Rejected():
@@ -129,6 +139,7 @@ class PrefillJobs:
         """A new life begins (the first one too): the tickets of the past are refused."""
         self.generation = generation
         self._is_over = False
+        self._prefixes.begin()
         self._source.refuse_all(generation)
 
     async def drop_all(self) -> None:
@@ -149,6 +160,10 @@ class PrefillJobs:
         match event:
             case BlocksReserved(request, blocks):
                 self._offer(request, blocks)
+            case PrefixFound(request, tokens):
+                self._reuse(request, tokens)
+            case PrefixesChanged(news):
+                self._prefixes.note(news)
             case LayerReady(request, layer, token_stop):
                 if (job := self._jobs.get(request)) is not None and job.offer is not None:
                     job.offer.layer_ready(layer, token_stop)
@@ -164,6 +179,10 @@ class PrefillJobs:
                 _log.error("a prefill job sampled tokens")
             case _:
                 assert_never(event)
+
+    def _reuse(self, request: RequestId, tokens: int) -> None:
+        if not self._jobs[request].is_dropped:
+            self._send(PrefixReused(self._instance, self.generation, request, tokens))
 
     def _offer(self, request: RequestId, blocks: tuple[int, ...]) -> None:
         job = self._jobs[request]
@@ -211,14 +230,19 @@ class PrefillJobs:
             context_tokens=engine.context_tokens,
             blocks_used=engine.blocks_used,
             blocks_total=engine.blocks_total,
+            blocks_kept=engine.blocks_kept,
             tickets=transfer.offers + transfer.parked,
             staging_bytes=transfer.staging_bytes,
             tasks=len(self._tasks) + transfer.tasks,
             steps=engine.steps,
             clamped_elements=self._source.clamped_elements,
             cost_factor=self._engine.cost_factor,
-            draining=self.is_draining,
+            draining=self.is_draining or self.is_leaving,
         )
+
+    def prefix_news(self) -> PrefixNews | None:
+        """What its blocks have come to hold since this was asked last."""
+        return self._prefixes.take()
 
     async def close(self) -> None:
         """End the watchers and begin no more; the source and the engine are closed by their owner."""

@@ -33,6 +33,8 @@ class SplitTask(msgspec.Struct, frozen=True):
     """Over all choices. 0: the decode length plays no part in the balance."""
     held_tokens: int = 0
     """Tokens of the prompt whose KV D has already."""
+    prefill_held_tokens: int = 0
+    """Those whose KV P has: the rest of its part it computes, whether or not D has some of it."""
     most_tokens: int | None = None
     """Most tokens that P holds; None: any prompt."""
 
@@ -92,6 +94,7 @@ class _Times:
     def __init__(self, task: SplitTask, pair: Pair) -> None:
         self._prompt = task.prompt_tokens
         self._held = task.held_tokens
+        self._prefill_held = task.prefill_held_tokens
         self._output = task.expected_output
         self._least, self._most = task.bounds()
         self._block_size = pair.block_size
@@ -106,8 +109,12 @@ class _Times:
         taken = split - self._held
         if taken <= 0:
             return 0.0
-        computed_s = self._prefill_free_s + self._prefill_s(taken)
+        computed_s = self._prefill_free_s + self._computed_s(split)
         return max(computed_s, self._wire_free_s) + self._transfer_s(taken)
+
+    def _computed_s(self, split: int) -> float:
+        """P's part alone, where it has one."""
+        return self._prefill_s(split - self._prefill_held)
 
     def first_token(self, split: int) -> float:
         """When D has both the KV and time for it, and has computed the rest."""
@@ -117,7 +124,8 @@ class _Times:
         taken = tokens - self._held
         decode_s = self._decode.rest_seconds(tokens, self._prompt)
         first_token_s = max(self.handed_over(tokens), self._decode_free_s) + decode_s
-        return Split(tokens, self._prefill_s(taken), self._transfer_s(taken), decode_s, first_token_s)
+        prefill_s = self._computed_s(tokens) if taken > 0 else 0.0
+        return Split(tokens, prefill_s, self._transfer_s(taken), decode_s, first_token_s)
 
     def equal(self) -> int | None:
         """Where the stages take as long as each other, to the nearest block; None where P takes longer for any part, so
@@ -126,11 +134,10 @@ class _Times:
         The wire is part of P's stage, but carries the KV of one request while P computes for the next.
         """
         held, prompt, output = self._held, self._prompt, self._output
-        prefill, transfer, decode = self._prefill_s, self._transfer_s, self._decode.share_seconds
+        computed, transfer, decode = self._computed_s, self._transfer_s, self._decode.share_seconds
 
         def is_late(split: int) -> bool:
-            taken = split - held
-            return max(prefill(taken), transfer(taken)) > decode(split, prompt, output)
+            return max(computed(split), transfer(split - held)) > decode(split, prompt, output)
 
         below, above = self._around(is_late)
         equal = below if is_late((below + above + 1) // 2) else above
@@ -140,21 +147,22 @@ class _Times:
         """Splits in rising order, one of which has the earliest first token of all whole blocks and the bounds.
 
         Between its turning points the first token's time is concave in s, so that it is least next to one of them:
-        where P hands over just when D has time, where D's rest becomes a single step, where P's part becomes longer
-        than the least time of a step, where the wire is free before P is done, at the bounds.  Where P computes in
-        chunks it is so from the end of one chunk to that of another (if these are whole blocks).
+        where P hands over just when D has time, where D's rest becomes a single step, where P has anything to send,
+        where it has anything to compute, where that becomes longer than the least time of a step, where the wire is
+        free before P is done, at the bounds.  Where P computes in chunks it is so from the end of one chunk to that of
+        another (if these are whole blocks).
         """
         in_time = self._around(lambda split: self.handed_over(split) > self._decode_free_s)
         longer = self._prefill.tokens_within(self._prefill.least_s)
         hidden = self._prefill.tokens_within(self._wire_free_s - self._prefill_free_s)
         points = {self._least, *in_time, *self._in_blocks(self._prompt - self._decode.room), self._most}
         # Until it has to wait for P, D does not care how P's time grows.
-        for turn in (self._held + longer, self._held + hidden):
+        for turn in (self._held, *(self._prefill_held + tokens for tokens in (0, longer, hidden))):
             if turn > in_time[0]:
                 points.update(self._in_blocks(turn))
         if (chunk := self._prefill.chunk) is not None:
             for point, turn in product(tuple(points), {0, longer}):
-                before = point - (point - self._held - turn) % chunk
+                before = point - (point - self._prefill_held - turn) % chunk
                 points.update((*self._in_blocks(before), *self._in_blocks(before + chunk)))
         return sorted(points)
 

@@ -118,7 +118,7 @@ class _Decision:
         """At one of the decode instances that can hold the request at all."""
         counts_work, counts_kv = self._settings.counts_work, self._settings.counts_kv
         free_use = self._settings.free_use if counts_kv else None
-        targets = [Target.of(view, self._demand, free_use) for view in able]
+        targets = [Target.of(view, self._demand, free_use, self._held(view)) for view in able]
         with_room = [target for target in targets if target.has_room]
         if not with_room:
             return _NO_ROOM
@@ -133,8 +133,7 @@ class _Decision:
         """On one of these, alone or with a P."""
         ordered = sorted(targets, key=lambda target: (self._score(target), target.use, target.view.member.instance))
         decodes = [(target, decode_candidate(target.view)) for target in ordered[: self._settings.shortlist]]
-        task = SplitTask(self._prompt)
-        weighed = [_Weighed(self._score(target), target, without_prefill(task, busy.busy)) for target, busy in decodes]
+        weighed = [self._alone(target, decode) for target, decode in decodes]
         pairs = Pairs(self._mesh)
         for prefill in self._prefills():
             weighed += [pair for decode in decodes if (pair := self._pair(pairs, prefill, *decode)) is not None]
@@ -142,7 +141,12 @@ class _Decision:
         best = weighed[0]
         if best.prefill is not None and not best.prefill.view.has_room:
             return Wait("a free slot at a prefill instance")
-        return _placement(best, pairs, tuple([item.candidate() for item in weighed]))
+        moved = best.split.tokens - self._held(best.target.view)
+        return _placement(best, moved, pairs, tuple([item.candidate() for item in weighed]))
+
+    def _held(self, view: InstanceView) -> int:
+        """Tokens of the prompt whose KV it has; the last it computes in any case."""
+        return min(self._mesh.held_by(view), self._prompt - 1)
 
     def _score(self, target: Target) -> float:
         """S where D computes all of it."""
@@ -153,27 +157,41 @@ class _Decision:
         if not self._settings.counts_work or self._prompt < 2:
             return []
         prefills = [prefill_candidate(view) for view in with_costs(self._mesh.prefills)]
-        prefills.sort(key=lambda prefill: prefill.busy.backlog_s + prefill.busy.stage.seconds(self._prompt))
+        prefills.sort(key=self._whole_prompt_s)
         return prefills[: self._settings.shortlist]
+
+    def _whole_prompt_s(self, prefill: PrefillCandidate) -> float:
+        return prefill.busy.backlog_s + prefill.busy.stage.seconds(self._prompt - self._held(prefill.view))
+
+    def _alone(self, target: Target, decode: DecodeCandidate) -> _Weighed:
+        task = SplitTask(self._prompt, held_tokens=self._held(target.view))
+        return _Weighed(self._score(target), target, without_prefill(task, decode.busy))
 
     def _pair(
         self, pairs: Pairs, prefill: PrefillCandidate, target: Target, decode: DecodeCandidate
     ) -> _Weighed | None:
         """None where P has no part in the split."""
-        task = SplitTask(self._prompt, self._demand.output_tokens, most_tokens=token_limit(prefill.view.member))
+        held = self._held(target.view)
+        task = SplitTask(
+            self._prompt,
+            self._demand.output_tokens,
+            held_tokens=held,
+            prefill_held_tokens=self._held(prefill.view),
+            most_tokens=token_limit(prefill.view.member),
+        )
         balance = self._settings.balance or (Balance.STAGES if decode.busy.is_full() else Balance.FINISH)
         split = choose_split(task, pairs.pair(prefill, decode), balance)
-        if split.tokens == 0:
+        if split.tokens <= held:
             return None
         late_s = max(0.0, split.first_token_s - split.decode_s - decode.busy.backlog_s)
-        through_s = target.through_s() - split.tokens * target.rates.prompt_s + late_s * target.idle
+        through_s = target.through_s() - (split.tokens - held) * target.rates.prompt_s + late_s * target.idle
         return _Weighed(through_s * target.pressure, target, split, prefill)
 
 
-def _placement(best: _Weighed, pairs: Pairs, candidates: tuple[Candidate, ...]) -> Placement:
+def _placement(best: _Weighed, moved: int, pairs: Pairs, candidates: tuple[Candidate, ...]) -> Placement:
     decode = best.target.view.member
     if best.prefill is None:
         return Placement(None, decode.instance, 0, 0, candidates)
     source, tokens = best.prefill.view.member, best.split.tokens
-    kv_bytes = tokens * pairs.token_bytes(source.layout, decode.layout)
+    kv_bytes = moved * pairs.token_bytes(source.layout, decode.layout)
     return Placement(source.instance, decode.instance, tokens, kv_bytes, candidates)

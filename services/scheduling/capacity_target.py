@@ -12,8 +12,8 @@ from services.scheduling.routing import InstanceView, MeshView
 from services.scheduling.work_ledger import Mix, Share, Work
 
 _AHEAD: Final = 1
-"""Sequences beyond its batch with which an instance is taken to begin at once: one that is there already takes a slot
-the moment that it is free, one that is sent for misses a step."""
+"""Sequences beyond its batch, and beyond those about to end, with which an instance is taken to begin at once: one that
+is there already takes a slot the moment that it is free, one that is sent for misses a step."""
 
 
 class Demand(msgspec.Struct, frozen=True):
@@ -62,24 +62,27 @@ class Target(msgspec.Struct, frozen=True):
     """Whether the request would not be in a queue there."""
 
     @classmethod
-    def of(cls, view: InstanceView, demand: Demand, free_use: float | None) -> "Target":
-        """`free_use` is u0; None: the use of KV memory does not matter."""
+    def of(cls, view: InstanceView, demand: Demand, free_use: float | None, held: int = 0) -> "Target":
+        """`free_use` is u0; None: the use of KV memory does not matter. Of the tokens that the demand has D compute it
+        has the KV of `held`.
+        """
         rates = decode_rates(view, demand.mix)
         use = peak_tokens(view.work.plus(demand.work)) / view.member.kv_capacity_tokens
         is_idle = view.outstanding_requests == 0
         # An idle instance takes whatever it can hold at all; where choices share it, its engine preempts.
         is_full = free_use is not None and use >= 1.0 and not is_idle
         present = view.work.mix.sequences
+        staying = present - view.work.ending
         return cls(
             view=view,
             rates=rates,
             queued_s=rates.work_seconds(view.work),
-            added_s=rates.work_seconds(demand.work),
+            added_s=rates.work_seconds(demand.work) - held * rates.prompt_s,
             use=use,
             pressure=1.0 if free_use is None else pressure_of(use, free_use),
             idle=max(0.0, 1.0 - present / rates.batch),
             has_room=view.has_room and not is_full,
-            begins=is_idle or present + demand.work.mix.sequences <= rates.batch + _AHEAD,
+            begins=is_idle or staying + demand.work.mix.sequences <= rates.batch + _AHEAD,
         )
 
     def through_s(self) -> float:

@@ -40,13 +40,15 @@ class SequenceView(msgspec.Struct, frozen=True):
     known: int
     """Tokens known: prompt and emitted ones."""
     computed: int
-    """Tokens whose KV is in the blocks."""
+    """Tokens whose KV is in the blocks; for one that waits, those whose KV it will find when it is admitted."""
     blocks: int
     """Blocks held."""
     freeable: int
     """Blocks that preempting it would free (those shared with a sibling choice stay)."""
     external: bool = False
     """Waiting: once admitted, its first tokens' KV comes from outside."""
+    shared: int = 0
+    """Waiting: leading tokens, whole blocks, that need no room, since their blocks are in use by others."""
 
     @property
     def pending(self) -> int:
@@ -109,7 +111,7 @@ def decide(sequences: Sequence[SequenceView], free_blocks: int, limits: BatchLim
     if not growth.preempted:
         holders = sum(s.phase is not Phase.WAITING for s in sequences)
         waiting = [s for s in sequences if s.phase is Phase.WAITING]
-        count = admit((s.known for s in waiting), holders, len(running), growth.free_blocks, limits)
+        count = admit((s.known - s.shared for s in waiting), holders, len(running), growth.free_blocks, limits)
         admitted = waiting[:count]
     decodes = [s for s in running if s.pending == 1]
     if limits.budget is not None:

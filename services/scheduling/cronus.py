@@ -94,6 +94,7 @@ class _Decision:
 
     def __init__(self, request: RequestSpec, mesh: MeshView, settings: CronusSettings) -> None:
         self._prompt_tokens = len(request.prompt)
+        self._mesh = mesh
         self._output = request.choices * _expected_output(request, mesh) if settings.counts_decoding else 0.0
         self._balance = settings.balance
         self._shortlist = settings.shortlist
@@ -104,10 +105,11 @@ class _Decision:
         weighed = sorted(self._weigh_all(prefills, decodes), key=_Weighed.first_token_s)
         prefill, decode, split = weighed[0].prefill, weighed[0].decode.view.member, weighed[0].split.tokens
         candidates = tuple([item.candidate() for item in weighed])
-        if prefill is None or split == 0:
+        held = self._held(weighed[0].decode.view)
+        if prefill is None or split <= held:
             return Placement(None, decode.instance, 0, 0, candidates)
         source = prefill.view.member
-        kv_bytes = split * self._pairs.token_bytes(source.layout, decode.layout)
+        kv_bytes = (split - held) * self._pairs.token_bytes(source.layout, decode.layout)
         return Placement(source.instance, decode.instance, split, kv_bytes, candidates)
 
     def _weigh_all(self, prefills: list[InstanceView], decodes: list[InstanceView]) -> list[_Weighed]:
@@ -130,15 +132,22 @@ class _Decision:
         return weighed
 
     def _whole_prompt_s(self, prefill: PrefillCandidate) -> float:
-        return prefill.busy.backlog_s + prefill.busy.stage.seconds(self._prompt_tokens)
+        return prefill.busy.backlog_s + prefill.busy.stage.seconds(self._prompt_tokens - self._held(prefill.view))
+
+    def _held(self, view: InstanceView) -> int:
+        """Tokens of the prompt whose KV it has; D computes the last in any case."""
+        return min(self._mesh.held_by(view), self._prompt_tokens - 1)
 
     def _alone(self, decode: DecodeCandidate) -> _Weighed:
-        return _Weighed(None, decode, without_prefill(SplitTask(self._prompt_tokens), decode.busy))
+        return _Weighed(None, decode, without_prefill(self._task(decode), decode.busy))
+
+    def _task(self, decode: DecodeCandidate) -> SplitTask:
+        return SplitTask(self._prompt_tokens, self._output, held_tokens=self._held(decode.view))
 
     def _weigh(self, prefill: PrefillCandidate, decode: DecodeCandidate) -> _Weighed:
-        task = SplitTask(
-            prompt_tokens=self._prompt_tokens,
-            expected_output=self._output,
+        task = msgspec.structs.replace(
+            self._task(decode),
+            prefill_held_tokens=self._held(prefill.view),
             most_tokens=token_limit(prefill.view.member),
         )
         return _Weighed(prefill, decode, choose_split(task, self._pairs.pair(prefill, decode), self._balance))

@@ -32,23 +32,35 @@ class DisaggregatedPolicy(FixedPolicy):
         if not _have_costs(able):
             return super()._decode(able, split, request, mesh)
         demand = Demand.of(request, mesh, split)
-        targets = [Target.of(view, demand, free_use=_FREE_USE) for view in able]
+        targets = [Target.of(view, demand, _FREE_USE, max(0, mesh.held_by(view) - split)) for view in able]
         # A D without room for its KV would keep a P waiting with it.
         targets = [target for target in targets if target.has_room] or targets
+        computed_s = self._computed_s(split, mesh)
+
+        def through_s(target: Target) -> float:
+            return target.through_s() + (computed_s if mesh.held_by(target.view) < split else 0.0)
+
         return min(
             [target for target in targets if target.begins] or targets,
-            key=lambda target: (target.through_s(), target.view.member.instance),
+            key=lambda target: (through_s(target), target.view.member.instance),
         ).view
 
-    def _prefill(self, able: list[InstanceView], split: int) -> InstanceView:
+    def _computed_s(self, split: int, mesh: MeshView) -> float:
+        """Until a P would have computed its part: what a D saves that holds it already."""
+        able = [view for view in mesh.prefills if view.member.costs is not None]
+        return min((_done_s(view, split, mesh) for view in able), default=0.0)
+
+    def _prefill(self, able: list[InstanceView], split: int, mesh: MeshView) -> InstanceView:
         if not _have_costs(able):
-            return super()._prefill(able, split)
+            return super()._prefill(able, split, mesh)
 
-        def done_s(view: InstanceView) -> float:
-            busy = prefill_candidate(view).busy
-            return busy.backlog_s + busy.stage.seconds(split)
+        return min(able, key=lambda view: (_done_s(view, split, mesh), view.member.instance))
 
-        return min(able, key=lambda view: (done_s(view), view.member.instance))
+
+def _done_s(view: InstanceView, split: int, mesh: MeshView) -> float:
+    """Until this P has computed what it lacks of its part, after all before."""
+    busy = prefill_candidate(view).busy
+    return busy.backlog_s + busy.stage.seconds(split - mesh.held_by(view))
 
 
 def _have_costs(views: list[InstanceView]) -> bool:

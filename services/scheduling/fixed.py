@@ -47,14 +47,17 @@ class FixedPolicy(PlacementPolicy):
         decodes = with_room(mesh.decodes, total_tokens(request))
         if not decodes:
             return Wait("room at a decode instance")
-        decode = self._decode(decodes, split, request, mesh).member
-        if split == 0:
+        chosen = self._decode(decodes, split, request, mesh)
+        decode = chosen.member
+        # Who says a split means it; else a D that has the KV of all that P was to compute needs none.
+        if split == 0 or (request.split is None and mesh.held_by(chosen) >= split):
             return Placement(prefill=None, decode=decode.instance, split=0, kv_bytes=0)
         prefills = with_room(mesh.prefills, split)
         if not prefills:
             return Wait("a free slot at a prefill instance")
-        prefill = self._prefill(prefills, split).member
-        kv_bytes = split * wire_token_bytes(prefill.layout, decode.layout)
+        prefill = self._prefill(prefills, split, mesh).member
+        moved = max(0, split - mesh.held_by(chosen))
+        kv_bytes = moved * wire_token_bytes(prefill.layout, decode.layout)
         return Placement(prefill=prefill.instance, decode=decode.instance, split=split, kv_bytes=kv_bytes)
 
     def not_ready(self, mesh: MeshView) -> str | None:
@@ -66,14 +69,14 @@ class FixedPolicy(PlacementPolicy):
         able: list[InstanceView],
         split: int,  # noqa: ARG002 - for those that weigh
         request: RequestSpec,  # noqa: ARG002
-        mesh: MeshView,  # noqa: ARG002
+        mesh: MeshView,
     ) -> InstanceView:
         """One of those that have room; `able` is not empty."""
-        return least_loaded(able)
+        return least_loaded(able, mesh)
 
-    def _prefill(self, able: list[InstanceView], split: int) -> InstanceView:  # noqa: ARG002
+    def _prefill(self, able: list[InstanceView], split: int, mesh: MeshView) -> InstanceView:  # noqa: ARG002
         """One of those that have a free slot; `able` is not empty."""
-        return least_loaded(able)
+        return least_loaded(able, mesh)
 
     def _split_of(self, request: RequestSpec) -> int:
         split = self._split if request.split is None else request.split

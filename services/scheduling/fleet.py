@@ -1,10 +1,14 @@
 """What the gateway has given to each member: slots at P, outstanding requests at D."""
 
+from collections.abc import Mapping
+
 from common.ids import Generation, InstanceId, RequestId
 from common.messages.control import DecodeProgress, EmittedTokens, LinkFigures, LinkMeasured, Role
 from services.scheduling.fleet_instance import FleetInstance
 from services.scheduling.lifecycle_events import IllegalEvent
 from services.scheduling.members import LoadReported, Member
+from services.scheduling.prefixes import HeldPrefixes
+from services.scheduling.request import RequestSpec
 from services.scheduling.routing import InstanceView, MeshView
 from services.scheduling.work_ledger import Share
 
@@ -23,6 +27,7 @@ class Fleet:
         self._holders: dict[RequestId, int] = {}
         """How many members may hold something of a request."""
         self._slots_taken = 0
+        self._prefixes = HeldPrefixes()
         self._links: dict[tuple[InstanceId, InstanceId], LinkFigures] = {}
         self._views: dict[Role, dict[InstanceId, InstanceView]] = {Role.PREFILL: {}, Role.DECODE: {}}
         """Of those that do not drain, in order of joining; those in `_changed` are out of date."""
@@ -52,6 +57,7 @@ class Fleet:
         for request in requests:
             self._released(life, request)
         del self._instances[instance]
+        self._prefixes.forget(instance)
         self._changed.pop(instance, None)
         self._views[life.member.role].pop(instance, None)
         self._links = {pair: figures for pair, figures in self._links.items() if instance not in pair}
@@ -62,6 +68,12 @@ class Fleet:
         if (life := self._life(event.instance, event.generation)) is not None:
             life.report(event.load)
             self._change(life)
+            if event.prefixes is not None:
+                self._prefixes.note(event.instance, event.prefixes)
+
+    def is_draining(self, instance: InstanceId, generation: Generation) -> bool:
+        """Whether that life has said that it takes nothing new."""
+        return (life := self._life(instance, generation)) is not None and life.is_draining()
 
     def measured(self, event: LinkMeasured) -> None:
         """Keep the figures of the link that a pair uses."""
@@ -87,11 +99,18 @@ class Fleet:
             life.computed(request)
             self._change(life)
 
-    def emitted(self, instance: InstanceId, generation: Generation, new: EmittedTokens) -> None:
-        """Tokens of that life that were not known before."""
+    def reused(self, instance: InstanceId, generation: Generation, request: RequestId, tokens: int) -> None:
+        """That life had the KV of some of the prompt: of its part `tokens` are still to be computed."""
         if (life := self._life(instance, generation)) is not None:
-            life.emitted(new.request, new.choice, len(new.tokens), ended=new.finish is not None)
+            life.reused(request, tokens)
             self._change(life)
+
+    def emitted(self, instance: InstanceId, generation: Generation, new: EmittedTokens) -> bool:
+        """Tokens of that life that were not known before; whether one of its sequences has come to its last but one."""
+        if (life := self._life(instance, generation)) is None:
+            return False
+        self._change(life)
+        return life.emitted(new.request, new.choice, len(new.tokens), ended=new.finish is not None)
 
     def progressed(self, instance: InstanceId, generation: Generation, progress: DecodeProgress) -> None:
         """Where a decode instance stands after a step."""
@@ -122,10 +141,14 @@ class Fleet:
         """Slots taken at all prefill instances together."""
         return self._slots_taken
 
-    def view(self, expected_output: float | None = None) -> MeshView:
+    def held(self, request: RequestSpec) -> Mapping[InstanceId, int]:
+        """Leading tokens of its prompt whose KV a member has, by what it said last."""
+        return self._prefixes.of(request, [life.member for life in self._instances.values()])
+
+    def view(self, request: RequestSpec | None = None, expected_output: float | None = None) -> MeshView:
         """The fleet as a policy sees it: without the members that drain, for nothing new may be sent there.
 
-        `expected_output` is of the request that is to be placed.
+        `request` is the one that is to be placed, `expected_output` the length of its answer.
         """
         for name, life in self._changed.items():
             views = self._views[life.member.role]
@@ -139,6 +162,7 @@ class Fleet:
             decodes=tuple(self._views[Role.DECODE].values()),
             links=self._links,
             expected_output=expected_output,
+            held={} if request is None else self.held(request),
         )
 
     def check(self) -> None:

@@ -54,10 +54,17 @@ class FleetInstance:
         self.ledger.computed(request)
         self._view = None
 
-    def emitted(self, request: RequestId, choice: int, tokens: int, *, ended: bool) -> None:
-        """So many more tokens of a choice have come from it."""
+    def reused(self, request: RequestId, tokens: int) -> None:
+        """Of its part of the prompt `tokens` are still to be computed."""
+        self.ledger.reused(request, tokens)
+        self._view = None
+
+    def emitted(self, request: RequestId, choice: int, tokens: int, *, ended: bool) -> bool:
+        """So many more tokens of a choice have come from it; whether more sequences than before are about to end."""
+        before = self.ledger.ending
         self.ledger.emitted(request, choice, tokens, ended=ended)
         self._view = None
+        return self.ledger.ending > before
 
     def progressed(self, progress: DecodeProgress) -> None:
         """Where a decode instance stands."""

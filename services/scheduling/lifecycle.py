@@ -12,6 +12,7 @@ from common.messages.control import (
     KVLanded,
     LinkMeasured,
     PrefillReleased,
+    PrefixReused,
     TokensEmitted,
 )
 from services.scheduling.fleet import Fleet
@@ -27,6 +28,7 @@ from services.scheduling.lifecycle_events import (
     LifecycleEffect,
     LifecycleEvent,
     Place,
+    Reused,
     Send,
     ShutdownRequested,
 )
@@ -83,6 +85,8 @@ class Lifecycle:
                 return self._dispatch() if self._fleet.release(instance, generation, request) else []
             case KVLanded():
                 return self._note_landed(event)
+            case PrefixReused():
+                return self._note_reused(event)
             case JobFailed():
                 return self._fail_job(event)
             case Arrived():
@@ -98,8 +102,7 @@ class Lifecycle:
                 self._fleet.measured(event)
                 return []
             case LoadReported():
-                self._fleet.report(event)
-                return self._refuse_waiting() + self._dispatch() if event.load.draining else []
+                return self._note_load(event)
             case Tick(now=now):
                 return self._expire(now)
             case ShutdownRequested():
@@ -132,7 +135,7 @@ class Lifecycle:
 
     def _view(self, request: RequestSpec | None = None) -> MeshView:
         """As a policy sees it that is asked for a place for `request`."""
-        return self._fleet.view(None if request is None else self._lengths.predict(request))
+        return self._fleet.view(request, None if request is None else self._lengths.predict(request))
 
     # ------------------------------------------------------------ arrival and placing
 
@@ -195,19 +198,22 @@ class Lifecycle:
             decode=(decode.instance, decode.generation),
             numbers=TokenNumbers(spec.choices),
             landed=prefill is None,
+            split=placement.split,
         )
-        split = placement.split
+        held, split = self._fleet.held(spec), placement.split
         if prefill is not None:
-            self._fleet.give(prefill.instance, spec.request, Share(split, split))
-        self._fleet.give(decode.instance, spec.request, self._share(spec, split))
+            computed = split - min(held.get(prefill.instance, 0), split)
+            self._fleet.give(prefill.instance, spec.request, Share(computed, split))
+        self._fleet.give(decode.instance, spec.request, self._share(spec, max(split, held.get(decode.instance, 0))))
         deadline_s = spec.deadline_at - self._now
         jobs = jobs_of(arrived, placement.split, prefill, decode, deadline_s)
         return [Place(spec.request, placement), *jobs]
 
-    def _share(self, spec: RequestSpec, split: int) -> Share:
+    def _share(self, spec: RequestSpec, there: int) -> Share:
+        """At D, with the KV of the first `there` tokens there or to come; it computes one token in any case."""
         prompt, expected = len(spec.prompt), self._lengths.predict(spec)
         return Share(
-            prompt_tokens=prompt - split,
+            prompt_tokens=max(1, prompt - there),
             kv_tokens=prompt,
             expected_output=spec.max_tokens if expected is None else max(1, int(expected)),
             most_output=spec.max_tokens,
@@ -219,7 +225,8 @@ class Lifecycle:
     def _deliver(self, event: TokensEmitted) -> list[LifecycleEffect]:
         effects: list[LifecycleEffect] = []
         life = (event.instance, event.generation)
-        some_ended = False
+        # A sequence about to end makes room, too: what is sent now is there when it has ended.
+        makes_room = False
         if event.progress is not None:
             self._fleet.progressed(*life, event.progress)
         for item in event.items:
@@ -231,28 +238,55 @@ class Lifecycle:
             except NumberingError as error:
                 failure = Failure(FailureKind.ENGINE_FAILED, f"{name_of(life)}: {error}", event.instance)
                 effects += self._fail(run, failure)
-                some_ended = True
+                makes_room = True
                 continue
             if tokens is None:
                 continue
             if not run.emitted:
                 self._land(run)
                 self._fleet.computed(*run.decode, item.request)
-            self._fleet.emitted(*run.decode, tokens)
+            makes_room |= self._fleet.emitted(*run.decode, tokens)
             run.emitted += len(tokens.tokens)
             effects.append(Deliver(tokens))
             if run.numbers.is_complete():
                 effects.append(Finish(item.request))
                 self._lengths.observe(run.spec, run.emitted // run.spec.choices)
                 self._retire(run)
-                some_ended = True
-        return effects + self._dispatch() if some_ended else effects
+                makes_room = True
+        return effects + self._dispatch() if makes_room else effects
 
     def _note_landed(self, event: KVLanded) -> list[LifecycleEffect]:
         run = self._running.get(event.request)
         if run is not None and run.decode == (event.instance, event.generation):
             self._land(run)
         return []
+
+    def _note_load(self, event: LoadReported) -> list[LifecycleEffect]:
+        was_draining = self._fleet.is_draining(event.instance, event.generation)
+        self._fleet.report(event)
+        if event.load.draining:
+            return self._refuse_waiting() + self._dispatch()
+        return self._dispatch() if was_draining else []
+
+    def _note_reused(self, event: PrefixReused) -> list[LifecycleEffect]:
+        run = self._running.get(event.request)
+        life = event.instance, event.generation
+        if run is None or life not in run.lives():
+            return []
+        part = run.split if life == run.prefill else len(run.spec.prompt)
+        before = 0 if life == run.prefill else run.split
+        self._fleet.reused(*life, event.request, part - max(before, min(event.tokens, part)))
+        if life == run.decode and event.tokens < run.split:
+            return []  # it saves the wire, but P has computed it
+        effects: list[LifecycleEffect] = []
+        if event.tokens > run.reused:
+            run.reused = min(event.tokens, len(run.spec.prompt))
+            effects.append(Reused(event.request, run.reused))
+        if life == run.decode and run.prefill is not None and not run.landed:
+            # D has all that P was to compute. P's slot is free when it says so.
+            self._land(run)
+            effects.append(Send(run.prefill[0], Abort(event.request)))
+        return effects
 
     def _land(self, run: Running) -> None:
         run.landed = True

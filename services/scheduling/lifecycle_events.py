@@ -11,6 +11,7 @@ from common.messages.control import (
     KVLanded,
     LinkMeasured,
     PrefillReleased,
+    PrefixReused,
     RunDecode,
     RunPrefill,
     TokensEmitted,
@@ -47,6 +48,7 @@ class ShutdownRequested(msgspec.Struct, frozen=True):
 LifecycleEvent = (
     TokensEmitted
     | PrefillReleased
+    | PrefixReused
     | KVLanded
     | JobFailed
     | LinkMeasured
@@ -58,7 +60,7 @@ LifecycleEvent = (
     | Tick
     | ShutdownRequested
 )
-"""The first five are the workers' own messages, unchanged."""
+"""The first six are the workers' own messages, unchanged."""
 
 
 class Send(msgspec.Struct, frozen=True):
@@ -73,6 +75,13 @@ class Place(msgspec.Struct, frozen=True):
 
     request: RequestId
     placement: Placement
+
+
+class Reused(msgspec.Struct, frozen=True):
+    """The KV of the first `tokens` tokens of the prompt was there: nobody computes it for this request."""
+
+    request: RequestId
+    tokens: int
 
 
 class Deliver(msgspec.Struct, frozen=True):
@@ -94,7 +103,7 @@ class Fail(msgspec.Struct, frozen=True):
     failure: Failure
 
 
-LifecycleEffect = Send | Place | Deliver | Finish | Fail
+LifecycleEffect = Send | Place | Reused | Deliver | Finish | Fail
 
 
 class Holdings(msgspec.Struct, frozen=True):

@@ -5,6 +5,7 @@ from enum import StrEnum
 import msgspec
 
 from common.ids import Generation, InstanceId
+from common.kv.prefix import PrefixNews
 from common.messages.control import Load, Register
 
 Member = Register
@@ -43,3 +44,5 @@ class LoadReported(msgspec.Struct, frozen=True):
     instance: InstanceId
     generation: Generation
     load: Load
+    prefixes: PrefixNews | None = None
+    """What its KV blocks hold, as far as that has changed."""

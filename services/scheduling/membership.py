@@ -153,7 +153,7 @@ class Membership:
         # The same life may come over a new connection.
         life.peer = peer
         life.renewed_at = now
-        report = LoadReported(heartbeat.instance, heartbeat.generation, heartbeat.load)
+        report = LoadReported(heartbeat.instance, heartbeat.generation, heartbeat.load, heartbeat.prefixes)
         return [Reply(peer, self._ack), report]
 
     def _leave(self, instance: InstanceId, generation: Generation) -> list[MembershipEffect]:

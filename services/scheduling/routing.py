@@ -50,6 +50,12 @@ class MeshView(msgspec.Struct, frozen=True):
     """The link in use from a P to a D, where it has been measured."""
     expected_output: float | None = None
     """Tokens that one choice of the request to place is expected to have; None: nothing is known yet."""
+    held: Mapping[InstanceId, int] = MappingProxyType({})
+    """Leading tokens of the prompt of the request to place whose KV an instance has; 0 for those not named."""
+
+    def held_by(self, view: InstanceView) -> int:
+        """Leading tokens whose KV it has."""
+        return self.held.get(view.member.instance, 0)
 
 
 class Wait(msgspec.Struct, frozen=True):
@@ -100,6 +106,15 @@ def token_limit(member: Member) -> int:
     return min(member.context_length, member.kv_capacity_tokens)
 
 
-def least_loaded(instances: list[InstanceView]) -> InstanceView:
-    """The one with the fewest outstanding tokens, then requests, then the first by id. `instances` is not empty."""
-    return min(instances, key=lambda view: (view.outstanding_tokens, view.outstanding_requests, view.member.instance))
+def least_loaded(instances: list[InstanceView], mesh: MeshView) -> InstanceView:
+    """The one with the fewest outstanding tokens, those counted off whose KV it has of the request to place; then
+    requests, then the first by id. `instances` is not empty.
+    """
+    return min(
+        instances,
+        key=lambda view: (
+            view.outstanding_tokens - mesh.held_by(view),
+            view.outstanding_requests,
+            view.member.instance,
+        ),
+    )

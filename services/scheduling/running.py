@@ -22,6 +22,10 @@ class Running:
     numbers: TokenNumbers
     landed: bool
     """D holds the KV of [0, split): P may go."""
+    split: int = 0
+    """Tokens that P computes."""
+    reused: int = 0
+    """Leading tokens that nobody computes for this request."""
     emitted: int = 0
     """Tokens passed on, over all choices."""
 

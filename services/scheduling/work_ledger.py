@@ -100,6 +100,8 @@ class Work(msgspec.Struct, frozen=True):
     """Of prompts, and the tokens that have come of answers that go on."""
     mix: Mix = Mix()
     """The requests that all this is of."""
+    ending: int = 0
+    """Sequences whose next token is expected to be the last."""
 
     @classmethod
     def of(cls, share: Share) -> "Work":
@@ -121,6 +123,7 @@ class Work(msgspec.Struct, frozen=True):
             self.output_squares + other.output_squares,
             self.kv_tokens + other.kv_tokens,
             self.mix.plus(other.mix),
+            self.ending + other.ending,
         )
 
 
@@ -147,18 +150,22 @@ class _Answers:
     """Still to come."""
     squares: int = 0
     emitted: int = 0
+    ending: int = 0
+    """Those that have begun and are expected to have one token still to come."""
 
     def count(self, still: int, emitted: int, sign: int) -> None:
         """One answer more (1) or fewer (-1)."""
         self.tokens += sign * still
         self.squares += sign * still * still
         self.emitted += sign * emitted
+        self.ending += sign * (still <= 1 and emitted > 0)
 
     def subtract(self, other: "_Answers") -> None:
         """Without those."""
         self.tokens -= other.tokens
         self.squares -= other.squares
         self.emitted -= other.emitted
+        self.ending -= other.ending
 
 
 @dataclass(slots=True)
@@ -207,6 +214,17 @@ class WorkLedger:
             self.pending_tokens -= tokens
             self.decodes += self._held[request].share.choices
 
+    def reused(self, request: RequestId, tokens: int) -> None:
+        """Of its prompt `tokens` are still to be computed here, whatever was expected when it was given."""
+        if request in self.pending:
+            self.pending_tokens += tokens - self.pending[request]
+            self.pending[request] = tokens
+
+    @property
+    def ending(self) -> int:
+        """Sequences whose next token is expected to be the last."""
+        return self._answers.ending
+
     def emitted(self, request: RequestId, choice: int, tokens: int, *, ended: bool) -> None:
         """So many more tokens of a choice have come. One that has ended gives back what was expected of it yet, and
         what it held but for the prompt, which others may share.
@@ -244,4 +262,4 @@ class WorkLedger:
 
 
 def _work(prompt_tokens: int, answers: _Answers, mix: Mix) -> Work:
-    return Work(prompt_tokens, answers.tokens, answers.squares, mix.kv_tokens + answers.emitted, mix)
+    return Work(prompt_tokens, answers.tokens, answers.squares, mix.kv_tokens + answers.emitted, mix, answers.ending)

@@ -31,8 +31,10 @@ def deterministic(instance: InstanceConfig, **faults: Any) -> Runner:
     return DeterministicRunner(layout, 256, vocab_size=258, **faults)
 
 
-def mesh_config(prefill: int = 1, decode: int = 1, **gateway: Any) -> MeshConfig:
-    """A config of small instances on free ports, with short deadlines."""
+def mesh_config(prefill: int = 1, decode: int = 1, *, prefix_cache: bool = False, **gateway: Any) -> MeshConfig:
+    """A config of small instances on free ports, with short deadlines. Most tests send one prompt again and again to
+    see it computed or handed over anew, and want no prefix cache.
+    """
     settings = {
         "http": "127.0.0.1:0",
         "control": "tcp://127.0.0.1:*",
@@ -41,7 +43,7 @@ def mesh_config(prefill: int = 1, decode: int = 1, **gateway: Any) -> MeshConfig
         "lease_s": 1.0,
         "deadline_s": 20.0,
     }
-    common: dict[str, Any] = {"block_size": 4, "order": KVOrder.NHD, "budget": 64}
+    common: dict[str, Any] = {"block_size": 4, "order": KVOrder.NHD, "budget": 64, "prefix_cache": prefix_cache}
     return MeshConfig(
         gateway=GatewayConfig(**(settings | gateway)),
         transfer=TransferConfig(segment_bytes=512, landing_zones=2, progress_timeout_s=0.5),
@@ -115,7 +117,7 @@ class InProcessMesh:
     def held(self) -> dict[str, Load]:
         """What every worker holds, without the counts that are not zero when idle."""
         return {
-            name: msgspec.structs.replace(load, blocks_total=0, steps=0, cost_factor=1.0)
+            name: msgspec.structs.replace(load, blocks_total=0, blocks_kept=0, steps=0, cost_factor=1.0)
             for name, load in self.loads().items()
         }
 

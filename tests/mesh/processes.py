@@ -65,10 +65,17 @@ def _counts(name: str) -> bool:
 
 
 @asynccontextmanager
-async def processes(model_folder: Path, config: MeshConfig | None = None, **gateway: Any) -> AsyncIterator[Processes]:
-    """Start a mesh on free ports; after the test nothing is held in it, and then no process of it is left."""
+async def processes(
+    model_folder: Path, config: MeshConfig | None = None, *, prefix_cache: bool = False, **gateway: Any
+) -> AsyncIterator[Processes]:
+    """Start a mesh on free ports; after the test nothing is held in it, and then no process of it is left.
+
+    Most tests send a prompt again to see it handed over anew, and want no prefix cache.
+    """
     settings = {"http": "127.0.0.1:0", "control": "tcp://127.0.0.1:0", "allow_placement_override": True}
     config = msgspec.structs.replace(config or MeshConfig(), gateway=GatewayConfig(**(settings | gateway)))
+    instances = [msgspec.structs.replace(one, prefix_cache=prefix_cache) for one in config.instances]
+    config = msgspec.structs.replace(config, instances=tuple(instances))
     options = LaunchOptions(model_folder=model_folder)
     async with LocalMesh(config, environ=os.environ, clock=SystemClock(), options=options) as local:
         async with aiohttp.ClientSession(local.url) as client:

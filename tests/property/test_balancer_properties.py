@@ -45,6 +45,7 @@ def tasks(draw: st.DrawFn, *, counts_decoding: bool = False) -> SplitTask:
         prompt_tokens=prompt,
         expected_output=draw(st.floats(0.0, 2000.0)) if counts_decoding else 0.0,
         held_tokens=draw(st.one_of(st.just(0), st.integers(0, prompt))),
+        prefill_held_tokens=draw(st.one_of(st.just(0), st.integers(0, prompt))),
         most_tokens=draw(st.one_of(st.none(), st.integers(0, prompt + 10))),
     )
 
@@ -95,7 +96,12 @@ def loads(draw: st.DrawFn) -> DecodeLoad:
 def at_prefill(task: SplitTask, pair: Pair, split: int) -> float:
     """The longer of computing and sending: one goes on while the other does."""
     taken = split - task.held_tokens
-    return max(pair.prefill.stage.seconds(taken), pair.transfer.seconds(taken))
+    return max(computed(task, pair, split), pair.transfer.seconds(taken))
+
+
+def computed(task: SplitTask, pair: Pair, split: int) -> float:
+    """P's part alone: all that P lacks of it, where D lacks any."""
+    return pair.prefill.stage.seconds(split - task.prefill_held_tokens) if split > task.held_tokens else 0.0
 
 
 def at_decode(task: SplitTask, pair: Pair, split: int) -> float:
@@ -106,7 +112,7 @@ def first_token(task: SplitTask, pair: Pair, split: int) -> float:
     taken = split - task.held_tokens
     handed_over_s = 0.0
     if taken > 0:
-        computed_s = pair.prefill.backlog_s + pair.prefill.stage.seconds(taken)
+        computed_s = pair.prefill.backlog_s + computed(task, pair, split)
         wire_s = pair.transfer.seconds(pair.prefill.backlog_tokens)
         handed_over_s = max(computed_s, wire_s) + pair.transfer.seconds(taken)
     return max(handed_over_s, pair.decode.backlog_s) + pair.decode.rest_seconds(split, task.prompt_tokens)
@@ -134,7 +140,7 @@ def full_steps(pair: Pair) -> bool:
 
 def whole_chunks(task: SplitTask, pair: Pair) -> bool:
     """Whether the chunks of P end in whole blocks."""
-    return pair.prefill.stage.chunk is None or task.held_tokens % pair.block_size == 0
+    return pair.prefill.stage.chunk is None or task.prefill_held_tokens % pair.block_size == 0
 
 
 # ---------------------------------------------------------------- where the split may be
@@ -153,7 +159,7 @@ def test_the_split_is_a_whole_block_or_a_bound(task: SplitTask, pair: Pair, bala
 @given(tasks(counts_decoding=True), pairs(falling=False), BALANCES)
 def test_what_is_predicted_is_of_the_split_chosen(task: SplitTask, pair: Pair, balance: Balance) -> None:
     split = choose_split(task, pair, balance)
-    assert split.prefill_s == pair.prefill.stage.seconds(split.tokens - task.held_tokens)
+    assert split.prefill_s == computed(task, pair, split.tokens)
     assert split.transfer_s == pair.transfer.seconds(split.tokens - task.held_tokens)
     assert split.decode_s == pair.decode.rest_seconds(split.tokens, task.prompt_tokens)
     assert split.first_token_s == first_token(task, pair, split.tokens)
@@ -222,6 +228,8 @@ def test_stages_differ_by_less_than_a_step_of_d_or_the_split_is_at_a_bound(task:
     shape = StepShape(decode.room, split + block, decode.load.decodes, decode.load.decode_context)
     step_s = decode.stage.mixed.seconds(shape)
     sent_s = pair.transfer.seconds(block) - pair.transfer.latency_s
+    # Else P's time jumps where its KV ends.
+    assume(task.prefill_held_tokens == task.held_tokens)
     assume(decode.room >= block and max(block * pair.prefill.stage.cost.per_token, sent_s) <= step_s)
     assume(balances(task, pair))
     if split not in (least, most):

@@ -74,7 +74,7 @@ class Pair:
     def __init__(self, limits: BatchLimits, num_blocks: int) -> None:
         runner = DeterministicRunner(deterministic_layout(block_size=limits.block_size, layers=1), num_blocks)
         self.live_events: list[EngineEvent] = []
-        self.live = RecordingCore(runner, limits, self.live_events.append)
+        self.live = RecordingCore(runner, limits, self.live_events.append, prefix_cache=False)
         self.live.steps_log = []
         self.log: list[tuple[StepPlan, Held]] = []
         self.events: list[simulated.EngineEvent] = []

@@ -79,6 +79,8 @@ def _judge_offer(request: Open, source: SourceView, offer: OfferView) -> Verdict
         return Refusal(RefusalReason.ALREADY_TAKEN, f"transfer {ticket.transfer!r} has a taker already")
     if request.num_tokens != offer.num_tokens:
         return _refuse(RefusalReason.NUM_TOKENS, "num_tokens", request.num_tokens, offer.num_tokens)
+    if request.first_token >= request.num_tokens:
+        return _refuse(RefusalReason.NUM_TOKENS, "first_token", request.first_token, f"below {request.num_tokens}")
     return agree(source.capabilities, request.capabilities, request.region)
 
 

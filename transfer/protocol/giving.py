@@ -6,6 +6,7 @@ from typing import assert_never
 
 import msgspec
 
+from common.kv.intervals import Interval
 from transfer.errors import Aborted, Corrupt
 from transfer.protocol.messages import Abort, Alive, AllLanded, Open, Probe, ToSource, ZonesFreed
 from transfer.protocol.negotiation import Agreement
@@ -24,14 +25,14 @@ class Segment(msgspec.Struct, frozen=True):
 class Giving:
     """Pure. A zone is free, or holds one segment that D has not freed."""
 
-    def __init__(self, agreement: Agreement, num_tokens: int, zones: int) -> None:
+    def __init__(self, agreement: Agreement, tokens: Interval, zones: int) -> None:
         plan = self._plan = agreement.plan
         self._schedule = SegmentSchedule(
-            plan.layers, agreement.segment_bytes // plan.token_bytes_per_layer, plan.source.block_size
+            plan.layers, agreement.segment_bytes // plan.token_bytes_per_layer, plan.source.block_size, tokens.start
         )
         self._free = deque(range(zones))
         self._in_use: set[int] = set()
-        self._unsent_bytes = plan.payload_bytes(num_tokens)
+        self._unsent_bytes = plan.payload_bytes(len(tokens))
 
     def next_segment(self, ready: Sequence[int]) -> Segment | None:
         """The next segment to write, given each layer's computed tokens; None without credit or news."""

@@ -27,7 +27,7 @@ from transfer.protocol.versions import VersionRange
 FRAME_VERSION = 1
 """Of the frame around every message; it never changes."""
 
-SPOKEN = VersionRange(1, 1)
+SPOKEN = VersionRange(2, 2)
 """Versions of these messages that this release speaks. Raise `newest` when a change cannot be read by the other side,
 and `oldest` when a release stops speaking an old one."""
 
@@ -58,7 +58,7 @@ class Capabilities(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Open(_Opening, frozen=True):
-    """D asks for the KV of tokens [0, num_tokens) of `region`."""
+    """D asks for the KV of tokens [first_token, num_tokens) of `region`; those before it holds already."""
 
     capabilities: Capabilities
     ticket: Ticket
@@ -71,6 +71,7 @@ class Open(_Opening, frozen=True):
     checksum: bool
     patience_s: Annotated[float, msgspec.Meta(ge=0, le=1e9)]
     """How long D will wait for the ticket to become known."""
+    first_token: Annotated[int, msgspec.Meta(ge=0, le=1 << 40)] = 0
 
 
 class ZonesFreed(_Message, frozen=True):

@@ -2,6 +2,7 @@
 
 from typing import assert_never
 
+from common.kv.intervals import Interval
 from transfer.errors import Aborted, Corrupt, Refused
 from transfer.plan import CopyPlan, Region
 from transfer.protocol.giving import Segment
@@ -24,15 +25,15 @@ class Taking:
     """Pure. Admits each segment once, into a zone that P may write, and knows when coverage is complete."""
 
     def __init__(
-        self, capabilities: Capabilities, region: Region, num_tokens: int, zones: int, *, checksum: bool
+        self, capabilities: Capabilities, region: Region, tokens: Interval, zones: int, *, checksum: bool
     ) -> None:
         self._capabilities = capabilities
         self._region = region
-        self._num_tokens = num_tokens
+        self._num_tokens = len(tokens)
         self._granted = set(range(zones))
         self._checksum = checksum
         self._agreement: Agreement | None = None
-        self._coverage = Coverage(region.layers, num_tokens)
+        self._coverage = Coverage(region.layers, tokens)
         self._unpacked_bytes = 0
 
     @property

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 from services.bench.engine.errors import BenchError
@@ -14,19 +14,23 @@ _LINE_BYTES = 1 << 24
 
 
 class System:
-    """See services.engine.trial for what is said on the pipes. Its stderr is ours."""
+    """See services.engine.trial and services.engine.stage_trial for what is said on the pipes. Its stderr is ours."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
         self.name = self.version = ""
 
     @classmethod
-    async def start(cls, command: Sequence[str]) -> Self:
-        """Ready when this returns; the caller closes it. Raises BenchError where the program ends instead."""
+    async def start(cls, command: Sequence[str], environ: Mapping[str, str] | None = None) -> Self:
+        """Ready when this returns; the caller closes it. Raises BenchError where the program ends instead.
+
+        `environ`: None is this process's own.
+        """
         process = await asyncio.create_subprocess_exec(
             *command,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
+            env=environ,
             limit=_LINE_BYTES,
             start_new_session=True,  # Ctrl-C is for the bench process, which then ends this one
         )
@@ -40,17 +44,27 @@ class System:
         system._signal(signal.SIGSTOP)
         return system
 
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        return self._process.pid
+
     async def seconds(self, load: Load) -> float:
-        """Serve `load` once; at other times the process stands still. Raises BenchError where tokens are missing."""
-        # Some engines poll while they idle, and would take a core from the one that is measured.
-        self._signal(signal.SIGCONT)
-        assert self._process.stdin is not None, "started with a pipe"
-        self._process.stdin.write(json.dumps({"prompts": load.prompts, "outputs": load.outputs}).encode() + b"\n")
-        answer = await self._hear()
-        self._signal(signal.SIGSTOP)
+        """Serve `load` once. Raises BenchError where tokens are missing."""
+        answer = await self.ask({"prompts": load.prompts, "outputs": load.outputs})
         if answer["tokens"] != sum(load.outputs):
             raise BenchError(f"{self.name} gave {answer['tokens']} tokens of {sum(load.outputs)}; see its stderr")
         return float(answer["seconds"])
+
+    async def ask(self, trial: Mapping[str, Any]) -> dict[str, Any]:
+        """The answer to one trial; at other times the process stands still. Raises BenchError where it has ended."""
+        # Some engines poll while they idle, and would take a core from the one that is measured.
+        self._signal(signal.SIGCONT)
+        assert self._process.stdin is not None, "started with a pipe"
+        self._process.stdin.write(json.dumps(trial).encode() + b"\n")
+        answer = await self._hear()
+        self._signal(signal.SIGSTOP)
+        return answer
 
     async def close(self) -> None:
         """End the process: it leaves when its stdin closes, or is killed."""

@@ -23,6 +23,8 @@ class LoadRequest(msgspec.Struct, frozen=True):
     """Seconds after the start of the load."""
     prompt: tuple[int, ...]
     output_tokens: int
+    split: str | int | float | None = None
+    """Where to split the prompt, at a mesh that lets requests say that; None: its policy decides."""
 
 
 @dataclass(slots=True)
@@ -34,6 +36,8 @@ class StreamTimes:
     """Of every event that carries text; a token whose text is not whole yet has none."""
     text: str = ""
     tokens: int = 0
+    cached_tokens: int = 0
+    """Of the prompt, that nobody computed for this request."""
     placement: str = ""
 
     @property
@@ -55,8 +59,13 @@ class _Choice(msgspec.Struct):
     text: str = ""
 
 
+class _PromptDetails(msgspec.Struct, frozen=True):
+    cached_tokens: int = 0
+
+
 class _Usage(msgspec.Struct):
     completion_tokens: int = 0
+    prompt_tokens_details: _PromptDetails = _PromptDetails()
 
 
 class _Chunk(msgspec.Struct):
@@ -76,6 +85,8 @@ async def stream(client: aiohttp.ClientSession, model: str, request: LoadRequest
         "stream": True,
         "stream_options": {"include_usage": True},
     }
+    if request.split is not None:
+        body["pdmesh"] = {"split": request.split}
     times = StreamTimes(clock.now())
     decoder = msgspec.json.Decoder(_Chunk)
     is_done = False
@@ -101,6 +112,7 @@ def _take(times: StreamTimes, chunk: _Chunk, now: float) -> None:
         raise LoadError(f"the answer ended with an error: {chunk.error}")
     if chunk.usage is not None:
         times.tokens = chunk.usage.completion_tokens
+        times.cached_tokens = chunk.usage.prompt_tokens_details.cached_tokens
     if any(choice.text for choice in chunk.choices):
         times.events_at.append(now)
         times.text += chunk.choices[0].text

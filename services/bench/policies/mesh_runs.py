@@ -75,8 +75,10 @@ def load_meshes(files: Sequence[Path], environ: Mapping[str, str]) -> tuple[Name
 
 def bench_config(config: MeshConfig, requests: int) -> MeshConfig:
     """`config` on free ports, so that meshes can be up beside each other, with a queue that takes all `requests` and a
-    deadline that none of them meets. Raises ConfigError.
+    deadline that none of them meets. The rounds send the same prompts, and each is to be served as the first time: no
+    prefix is kept. Raises ConfigError.
     """
+    instances = [msgspec.structs.replace(instance, prefix_cache=False) for instance in config.instances]
     gateway = msgspec.structs.replace(
         config.gateway,
         http=_FREE_HTTP,
@@ -84,7 +86,7 @@ def bench_config(config: MeshConfig, requests: int) -> MeshConfig:
         queue=max(config.gateway.queue, requests),
         deadline_s=max(config.gateway.deadline_s, _DEADLINE_S),
     )
-    return check_mesh(msgspec.structs.replace(config, gateway=gateway))
+    return check_mesh(msgspec.structs.replace(config, gateway=gateway, instances=tuple(instances)))
 
 
 async def run_meshes(

@@ -77,5 +77,6 @@ def _instance(
         budget=devices.budget,
         profile=None if file is None else str(file),
         weight=weight,
+        prefix_cache=False,  # the rounds send the same prompts
         emulate=EmulateConfig(slowdown=1.0 if is_fast else devices.slowdown),
     )

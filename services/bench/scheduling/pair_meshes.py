@@ -91,5 +91,6 @@ def _instance(settings: PairSettings, name: InstanceId, slowdown: float, profile
         max_batch=settings.max_batch,
         budget=settings.budget,
         profile=None if profile is None else str(profile),
+        prefix_cache=False,  # the rounds send the same prompts
         emulate=EmulateConfig(slowdown=1.0 if name == FAST else slowdown),
     )

@@ -9,7 +9,8 @@ from rich.console import Console
 
 from common.ids import Generation, InstanceId
 from common.messages.control import LinkFigures, LinkMeasured
-from services.cli.links import NoMesh, fetch_links, show_links
+from services.cli.gateway_client import NoMesh
+from services.cli.links import fetch_links, show_links
 
 LINK = LinkMeasured(
     InstanceId("d0"),

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from common.errors import Failure, FailureKind
 from common.ids import InstanceId, RequestId
-from services.cli.links import NoMesh
+from services.cli.gateway_client import NoMesh
 from services.cli.main import app
 from services.cli.trace import NoTrace, show_trace, show_traces
 from services.cli.trace_view import Stage, headline, stages, why_nothing_is_predicted

@@ -10,10 +10,10 @@ from common.errors import Failure, FailureKind
 from common.faults import Faults
 from common.ids import Generation, InstanceId, RequestId, TransferId
 from common.kv.ticket import Ticket
-from common.messages.control import Abort, FromWorker, JobFailed, KVLanded, RunDecode, TokensEmitted
+from common.messages.control import Abort, FromWorker, JobFailed, KVLanded, PrefixReused, RunDecode, TokensEmitted
 from common.messages.sampling import SamplingParams
 from services.decode.jobs import DecodeJobs
-from services.engine.api import BlocksReserved, ChoiceTokens, Job, JobEnded, TokensSampled
+from services.engine.api import BlocksReserved, ChoiceTokens, Job, JobEnded, PrefixFound, TokensSampled
 from transfer.errors import PeerLost
 from transfer.sink_session import Landed
 
@@ -52,8 +52,12 @@ class ScriptedSink:
         self.may_let_go = asyncio.Event()
         self.may_let_go.set()
         self.writing = 0
+        self.first_tokens: list[int] = []
 
-    async def take(self, ticket: Ticket, blocks: Sequence[int], num_tokens: int, deadline_s: float) -> Landed:
+    async def take(
+        self, ticket: Ticket, blocks: Sequence[int], num_tokens: int, deadline_s: float, *, first_token: int
+    ) -> Landed:
+        self.first_tokens.append(first_token)
         take = asyncio.get_running_loop().create_future()
         self.takes.append(take)
         self.writing += 1
@@ -206,3 +210,15 @@ async def test_after_the_close_nothing_is_taken_in_any_more() -> None:
     bench.jobs.on_event(BlocksReserved(R, (0,)))
     assert len(bench.jobs._tasks) == 0
     assert bench.sink.takes == []
+
+
+async def test_what_the_blocks_hold_already_is_not_asked_for() -> None:
+    bench = Bench()
+    bench.run()
+    bench.jobs.on_event(PrefixFound(R, 1))
+    bench.jobs.on_event(BlocksReserved(R, (0,), held=1))
+    await bench.until(lambda: bool(bench.sink.takes))
+    assert bench.sink.first_tokens == [1]
+    assert bench.sent == [PrefixReused(D0, LIFE, R, 1)]
+    bench.jobs.on_message(Abort(R))
+    await bench.finish()

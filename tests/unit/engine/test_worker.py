@@ -19,7 +19,7 @@ class ScriptedJobs:
     """Holds one job until told otherwise."""
 
     def __init__(self) -> None:
-        self.is_draining = False
+        self.is_leaving = False
         self.idle = asyncio.Event()
         self.drain_begun = asyncio.Event()
         self.dropped = 0
@@ -41,6 +41,9 @@ class ScriptedJobs:
     async def until_idle(self) -> None:
         self.drain_begun.set()
         await self.idle.wait()
+
+    def prefix_news(self) -> None:
+        return None
 
     def load(self) -> Load:
         return self.held
@@ -70,7 +73,7 @@ async def test_it_leaves_without_a_gateway() -> None:
     bench.jobs.idle.set()
     bench.stop.set()
     await bench.served()
-    assert bench.jobs.is_draining
+    assert bench.jobs.is_leaving
     assert bench.jobs.dropped == 1
 
 

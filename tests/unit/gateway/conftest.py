@@ -150,11 +150,12 @@ async def serve(spy_tokenizer: SpyTokenizer) -> AsyncIterator[Serve]:
             context: int | None = None,
             reason: str | None = None,
             template: str | None = TEMPLATE,
+            together: int = 1,
             **settings: Any,
         ) -> Served:
             made = None if template is None else ChatTemplate(template, {}, lambda: datetime(2026, 1, 1))
             lane = await stack.enter_async_context(TextLane(spy_tokenizer, made))
-            mesh, observer = ScriptedMesh(script, context=context, reason=reason), NotingObserver()
+            mesh, observer = ScriptedMesh(script, context=context, reason=reason, together=together), NotingObserver()
             defaults = {"max_body": 10_000, "deadline_s": 60.0}
             rules = ApiSettings(**{**defaults, **settings})
             app = build_app(mesh, lane, MODEL, rules, ManualClock(), mint(), observer)

@@ -22,6 +22,8 @@ HELLO = {"model": "tiny/model", "messages": [{"role": "user", "content": "hello"
 PROMPT = {"model": "tiny/model", "prompt": "hello"}
 PLACEMENT = "prefill=p0; decode=d0; split=3; kv-bytes=4096"
 
+NOTHING_CACHED = {"prompt_tokens_details": {"cached_tokens": 0}}
+
 
 async def ask(served: Any, path: str, body: dict[str, Any]) -> dict[str, Any]:
     response = await served.client.post(path, json=body)
@@ -59,7 +61,7 @@ async def test_a_chat_answer(serve: Serve, ids: Ids, eos: int) -> None:
                 "finish_reason": "stop",
             }
         ],
-        "usage": {"prompt_tokens": 8, "completion_tokens": 8, "total_tokens": 16},
+        "usage": {"prompt_tokens": 8, "completion_tokens": 8, "total_tokens": 16, **NOTHING_CACHED},
     }
     (request,) = served.mesh.requests
     assert request.prompt == ids("u:hello\n")
@@ -74,7 +76,7 @@ async def test_a_plain_answer(serve: Serve, ids: Ids) -> None:
         "created": 1_800_000_000,
         "model": "tiny/model",
         "choices": [{"index": 0, "text": "one", "logprobs": None, "finish_reason": "length"}],
-        "usage": {"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 8},
+        "usage": {"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 8, **NOTHING_CACHED},
     }
     assert served.mesh.requests[0].max_tokens == 16
 
@@ -110,7 +112,10 @@ async def test_usage_comes_last_when_asked_for(serve: Serve, ids: Ids, path: str
     chunks = await events(served, path, {**body, "n": 2, "stream_options": {"include_usage": True}})
     assert chunks[-1]["choices"] == []
     prompt = len(served.mesh.requests[0].prompt)
-    assert chunks[-1]["usage"] == {"prompt_tokens": prompt, "completion_tokens": 5, "total_tokens": prompt + 5}
+    assert (
+        chunks[-1]["usage"]
+        == {"prompt_tokens": prompt, "completion_tokens": 5, "total_tokens": prompt + 5} | NOTHING_CACHED
+    )
     assert all(chunk["usage"] is None for chunk in chunks[:-1])
 
 

@@ -25,13 +25,14 @@ def event(tokens: tuple[int, ...], finish: FinishReason | None = None) -> Emitte
 
 async def test_many_streams_keep_their_texts_apart(spy_tokenizer: Tokenizer, ids: Ids) -> None:
     async with TextLane(spy_tokenizer, None) as lane:
-        choices = await lane.open_choices(ChoiceRules(), 50)
+        choices = lane.open_choices(ChoiceRules(), 50)
         words = [f"stream {i} 🦊" for i in range(50)]
         texts = [""] * 50
         for position in range(len(ids(words[0]))):
             events = [event(ids(word)[position : position + 1]) for word in words]
-            pushed = [lane.push(choice, e) for choice, e in zip(choices, events, strict=True)]
-            for i, delta in enumerate(await asyncio.gather(*pushed)):
+            pushed = [lane.push_many([pair]) for pair in zip(choices, events, strict=True)]
+            for i, (delta,) in enumerate(await asyncio.gather(*pushed)):
+                assert delta is not None
                 texts[i] += delta.text
     assert [text[:9] for text in texts] == [word[:9] for word in words]
 

@@ -92,9 +92,9 @@ def test_the_split_is_the_nearest_block(prompt: int, expected: int) -> None:
     assert tokens(SplitTask(prompt), a_pair(EVEN)) == expected
 
 
-def test_the_tokens_that_d_holds_are_no_work_for_p() -> None:
+def test_the_tokens_that_both_hold_are_no_work() -> None:
     """P computes [256, s) while D computes [s, 1024): equal at 640."""
-    split = choose_split(SplitTask(1024, held_tokens=256), a_pair(EVEN))
+    split = choose_split(SplitTask(1024, held_tokens=256, prefill_held_tokens=256), a_pair(EVEN))
     assert (split.tokens, split.prefill_s) == (640, pytest.approx(0.384))
 
 

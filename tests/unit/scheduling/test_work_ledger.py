@@ -112,6 +112,7 @@ class Counted:
             output_squares=sum(tokens * tokens for tokens in still),
             kv_tokens=self.share.kv_tokens + sum(self.open()),
             mix=Mix.of(self.share),
+            ending=sum(count > 0 and self.expected(count) <= 1 for count in self.open()),
         )
 
 
@@ -200,3 +201,18 @@ def test_what_is_not_held_says_nothing() -> None:
     assert ledger.work() == Work()
     with pytest.raises(KeyError):
         ledger.release(A)
+
+
+def test_a_sequence_is_about_to_end_with_one_token_to_come() -> None:
+    ledger = WorkLedger()
+    ledger.give(A, Share(4, 4, expected_output=3, most_output=9))
+    ledger.computed(A)
+    seen = []
+    for _ in range(4):
+        seen.append(ledger.ending)
+        ledger.emitted(A, 0, 1, ended=False)
+    # It was expected to have three tokens, and has outlived that: now four are, and then six.
+    assert seen == [0, 0, 1, 1]
+    assert ledger.ending == 0
+    ledger.release(A)
+    assert ledger.work() == Work()

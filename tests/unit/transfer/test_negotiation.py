@@ -7,7 +7,7 @@ from common.kv.intervals import Interval
 from common.kv.layout import KVDType, KVOrder
 from transfer.errors import RefusalReason
 from transfer.plan import region_of
-from transfer.protocol.messages import Accepted, Capabilities, Refusal, sink_codec
+from transfer.protocol.messages import SPOKEN, Accepted, Capabilities, Refusal, sink_codec
 from transfer.protocol.negotiation import Agreement, agree
 from transfer.protocol.versions import VersionRange
 from transfer.testing import example_layout, example_limits
@@ -95,7 +95,7 @@ def test_a_refusal_names_the_field_both_values_and_what_would_work(change: dict[
 
 @pytest.mark.parametrize("change", [{"block_size": 64}, {"order": KVOrder.HND}, {"packed": True}, {"device": "cuda"}])
 def test_what_can_be_translated_is_agreed_on(change: dict[str, object]) -> None:
-    assert agreed(side(), side(**change)).version == 1
+    assert agreed(side(), side(**change)).version == SPOKEN.newest
 
 
 def test_segments_must_hold_a_token_of_a_layer() -> None:

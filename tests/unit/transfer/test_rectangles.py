@@ -13,15 +13,17 @@ def rectangle(l0: int, l1: int, t0: int, t1: int) -> Rectangle:
 @given(
     layers=st.integers(1, 6),
     num_tokens=st.integers(1, 40),
+    held=st.integers(0, 39),
     max_area=st.integers(1, 60),
     block_size=st.integers(1, 9),
     news=st.lists(st.tuples(st.integers(0, 5), st.integers(0, 40)), max_size=12),
 )
 def test_a_schedule_sends_what_is_ready_and_covers_exactly(
-    layers: int, num_tokens: int, max_area: int, block_size: int, news: list[tuple[int, int]]
+    layers: int, num_tokens: int, held: int, max_area: int, block_size: int, news: list[tuple[int, int]]
 ) -> None:
-    span = Interval(3, 3 + layers)
-    schedule, coverage, ready = SegmentSchedule(span, max_area, block_size), Coverage(span, num_tokens), [0] * layers
+    span, held = Interval(3, 3 + layers), min(held, num_tokens - 1)
+    schedule, ready = SegmentSchedule(span, max_area, block_size, held), [0] * layers
+    coverage = Coverage(span, Interval(held, num_tokens))
     for layer, stop in [*news, *((layer, num_tokens) for layer in range(layers))]:
         if layer < layers:
             ready[layer] = max(ready[layer], min(stop, num_tokens))
@@ -56,7 +58,7 @@ def test_a_segment_holds_at_least_a_token() -> None:
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3), st.integers(0, 9), st.integers(0, 9)), max_size=25))
 def test_coverage_counts_like_a_set(parts: list[tuple[int, int, int, int]]) -> None:
-    coverage, seen = Coverage(Interval(0, 3), 9), set[tuple[int, int]]()
+    coverage, seen = Coverage(Interval(0, 3), Interval(0, 9)), set[tuple[int, int]]()
     for a, b, c, d in parts:
         part = rectangle(min(a, b), max(a, b), min(c, d), max(c, d))
         cells = {(layer, token) for layer in range(min(a, b), max(a, b)) for token in range(min(c, d), max(c, d))}
@@ -77,7 +79,7 @@ def test_coverage_counts_like_a_set(parts: list[tuple[int, int, int, int]]) -> N
     ],
 )
 def test_what_does_not_fit_is_said_and_changes_nothing(part: Rectangle, why: str) -> None:
-    coverage = Coverage(Interval(0, 3), 9)
+    coverage = Coverage(Interval(0, 3), Interval(0, 9))
     assert coverage.add(rectangle(0, 3, 0, 5)) is None
     assert why in (coverage.add(part) or "")
     assert coverage.add(rectangle(0, 3, 5, 9)) is None

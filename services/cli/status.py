@@ -1,0 +1,123 @@
+"""`pdmesh status`: who is in a running mesh, and what each holds."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import msgspec
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from common.messages.operator import InstanceInfo, InstanceList
+from services.cli.gateway_client import ask
+
+REFRESH_S: Final = 1.0
+_NOTHING: Final = "–"
+
+
+class Readiness(msgspec.Struct, frozen=True):
+    """The answer of GET /ready."""
+
+    status: str
+    reason: str | None = None
+
+
+class Standing(msgspec.Struct, frozen=True):
+    """What a mesh says of itself at one moment, and what `--json` writes."""
+
+    ready: Readiness
+    instances: tuple[InstanceInfo, ...]
+
+
+class Rates:
+    """Steps a second of each instance, from one look to the next."""
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self._now = now
+        self._seen: dict[str, tuple[float, int, int]] = {}
+
+    def look(self, instances: Sequence[InstanceInfo]) -> dict[str, float]:
+        """Since the look before; nothing for an instance, or a life of one, that is seen for the first time."""
+        at_s, rates = self._now(), dict[str, float]()
+        for info in instances:
+            name, life, steps = info.member.instance, info.member.generation, info.load.steps
+            if (before := self._seen.get(name)) is not None and before[1] == life and at_s > before[0]:
+                rates[name] = (steps - before[2]) / (at_s - before[0])
+            self._seen[name] = (at_s, life, steps)
+        return rates
+
+
+def show_status(url: str, *, as_json: bool, console: Console) -> bool:
+    """Print it once; whether the mesh is ready. Raises NoMesh."""
+    standing = fetch_standing(url)
+    if as_json:
+        console.print_json(msgspec.json.encode(standing).decode())
+    else:
+        console.print(view(standing, {}))
+    return standing.ready.status == "ready"
+
+
+def watch_status(url: str, console: Console, looks: int | None = None) -> None:
+    """Print it anew every second, until interrupted or `looks` times. Raises NoMesh where the gateway goes away."""
+    rates = Rates(time.monotonic)  # noqa: TID251 - a person looks at it
+    with Live(console=console, auto_refresh=False) as live:
+        count = 0
+        while looks is None or count < looks:
+            standing = fetch_standing(url)
+            live.update(view(standing, rates.look(standing.instances)), refresh=True)
+            count += 1
+            if count != looks:
+                time.sleep(REFRESH_S)
+
+
+def fetch_standing(url: str) -> Standing:
+    """What the gateway at `url` says. Raises NoMesh."""
+    _, found = ask(url, "/instances", InstanceList)
+    return Standing(_readiness(url), found.instances)
+
+
+def _readiness(url: str) -> Readiness:
+    return ask(url, "/ready", Readiness, also=503)[1]
+
+
+def view(standing: Standing, rates: dict[str, float]) -> RenderableType:
+    """A line and a table."""
+    ready = standing.ready
+    line = Text("ready" if ready.status == "ready" else f"not ready: {ready.reason}")
+    return Group(line, status_table(standing.instances, rates))
+
+
+def status_table(instances: Sequence[InstanceInfo], rates: dict[str, float]) -> Table:
+    """One row for each instance, in the order of joining."""
+    table = Table()
+    for heading in ("instance", "role", "device", "layout", "state"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("running", "waiting", "prompt tokens", "context", "KV used", "kept", "steps/s", "step time"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for info in instances:
+        table.add_row(*map(Text, _cells(info, rates.get(info.member.instance))))
+    return table
+
+
+def _cells(info: InstanceInfo, steps_per_s: float | None) -> tuple[str, ...]:
+    member, load = info.member, info.load
+    device, layout = member.device, member.layout
+    name = " ".join(filter(None, (device.name or "device", f"x{device.slowdown:g} slower" * (device.slowdown > 1))))
+    total = load.blocks_total
+    return (
+        member.instance,
+        member.role.value,
+        name,
+        f"{layout.dtype.value} {layout.order.value} {layout.block_size}",
+        "draining" if load.draining else "serving",
+        f"{load.running}/{member.max_batch}",
+        str(load.waiting),
+        str(load.queued_tokens),
+        str(load.context_tokens),
+        f"{load.blocks_used / total:.0%}" if total else _NOTHING,
+        f"{load.blocks_kept / total:.0%}" if total else _NOTHING,
+        _NOTHING if steps_per_s is None else f"{steps_per_s:.1f}",
+        f"x{load.cost_factor:.2f}" if member.costs is not None else _NOTHING,
+    )
