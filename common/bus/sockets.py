@@ -34,7 +34,7 @@ class BusOptions(msgspec.Struct, frozen=True):
     """Messages queued per peer and direction; a full queue refuses, it never blocks."""
     max_frame_bytes: int = 64 << 20
     """A peer that sends a larger frame is disconnected."""
-    batch: int = 256
+    batch: int = 32
     """Most messages taken from the socket at once, so that a flood cannot starve the loop."""
 
 
@@ -56,9 +56,9 @@ def open_socket(context: zmq.Context[zmq.SyncSocket], kind: int, endpoint: str, 
 class Readiness:
     """Waits on the running event loop until one of `sockets` has something to read. Made on the loop; `stop` it.
 
-    pyzmq's own asyncio sockets make a poller, four futures and a timer for each wait, which was a third of what the
-    gateway spent on a request.  The descriptor of a ZeroMQ socket tells once that something has changed, and any use of
-    the socket may take that word away: so a waiter looks before it waits, and whoever has sent calls `after_send`.
+    pyzmq's own asyncio sockets make a poller, several futures and a timer for each wait, which costs more than what
+    most messages ask for.  The descriptor of a ZeroMQ socket tells once that something has changed, and any use of the
+    socket may take that word away: so a waiter looks before it waits, and whoever has sent calls `after_send`.
     """
 
     def __init__(self, *sockets: zmq.SyncSocket) -> None:
@@ -70,8 +70,12 @@ class Readiness:
             self._loop.add_reader(descriptor, self._look)
 
     async def wait(self, timeout_s: float | None = None) -> None:
-        """Return when there is something to read, or after `timeout_s`; one at a time. Cancelling loses nothing."""
+        """Return when there is something to read, or after `timeout_s`; one at a time. Cancelling loses nothing.
+
+        Lets the loop go round once even where there is something: who reads in batches must not starve the others.
+        """
         if self._is_ready():
+            await asyncio.sleep(0)
             return
         waiter = self._waiter = self._loop.create_future()
         timer = None if timeout_s is None else self._loop.call_later(timeout_s, self._wake)
@@ -102,7 +106,7 @@ class Readiness:
             self._waiter.set_result(None)
 
     def _is_ready(self) -> bool:
-        ready = [socket.getsockopt(_EVENTS) & _READABLE for socket in self._sockets]
+        ready = [int(socket.getsockopt(_EVENTS)) & _READABLE for socket in self._sockets]
         return any(ready)
 
 
@@ -123,7 +127,7 @@ def send_now(socket: zmq.SyncSocket, *frames: bytes) -> bool:
 def drain(socket: zmq.SyncSocket, limit: int) -> list[list[bytes]]:
     """What has arrived, at most `limit` messages, without waiting."""
     messages: list[list[bytes]] = []
-    while len(messages) < limit and socket.getsockopt(_EVENTS) & _READABLE:
+    while len(messages) < limit and int(socket.getsockopt(_EVENTS)) & _READABLE:
         messages.append(socket.recv_multipart(_NOW))
     return messages
 

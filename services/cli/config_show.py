@@ -24,9 +24,7 @@ class Shown(msgspec.Struct, frozen=True):
     meaning: str
 
 
-def show_config(
-    path: Path | None, environ: Mapping[str, str], *, as_json: bool, every: bool, console: Console
-) -> None:
+def show_config(path: Path | None, environ: Mapping[str, str], *, as_json: bool, every: bool, console: Console) -> None:
     """Print the configuration; defaults only with `every`. Raises ConfigError."""
     values = values_of(load_mesh_with_sources(path, environ, {}))
     shown = [one for one in values if every or one.source != Source.DEFAULT]

@@ -32,9 +32,7 @@ def list_models(environ: Mapping[str, str], *, as_json: bool, console: Console) 
     table = Table("model", "ready", "MiB", "from", "folder")
     for model in models:
         size = f"{model.size_bytes / (1 << 20):.0f}" if model.is_ready else "–"
-        table.add_row(
-            Text(model.name), "yes" if model.is_ready else "no", size, Text(model.source), Text(model.folder)
-        )
+        table.add_row(Text(model.name), "yes" if model.is_ready else "no", size, Text(model.source), Text(model.folder))
     console.print(table)
     console.print("`pdmesh model fetch NAME` prepares one: a built-in name, a .gguf file, or a hub repository's id.")
 

@@ -134,7 +134,7 @@ class EngineCore:
         waiting = Phase.WAITING
         slots = self._limits.max_sequences - sum(s.phase is not waiting for s in self._sequences.values())
         # With a free block for each nobody is preempted, and what that would free is not asked.
-        is_shared = self._pool.is_shared if self._pool.num_free < len(self._sequences) else _nothing_shared
+        is_shared = self._pool.is_shared if self._pool.num_free < len(self._sequences) else None
         views: list[SequenceView] = []
         for sequence in self._sequences.values():
             if sequence.phase is waiting:
@@ -352,10 +352,6 @@ class EngineCore:
     def check_integrity(self) -> None:
         """Raise BlockError unless every block reference belongs to a sequence."""
         self._pool.check_integrity([s.blocks for s in self._sequences.values()])
-
-
-def _nothing_shared(_: int) -> bool:
-    return False
 
 
 def _invalid(reason: str) -> Failure:

@@ -49,15 +49,20 @@ class Sequence:
             return 0
         return max(0, self.computed - max(self.job.split, self.reused))
 
-    def view(self, is_shared: Callable[[int], bool]) -> SequenceView:
-        """What the batch decision sees of a sequence that holds blocks."""
+    def view(self, is_shared: Callable[[int], bool] | None) -> SequenceView:
+        """What the batch decision sees of a sequence that holds blocks.
+
+        `is_shared` None: nobody asks what a preemption would free.
+        """
+        held = len(self.blocks)
+        freeable = held if is_shared is None else sum(not is_shared(block) for block in self.blocks)
         return SequenceView(
             key=self.key,
             phase=self.phase,
             known=self.known,
             computed=self.computed,
-            blocks=len(self.blocks),
-            freeable=sum(not is_shared(block) for block in self.blocks),
+            blocks=held,
+            freeable=freeable,
         )
 
     def waiting_view(self, found: int, shared: int, block_size: int) -> SequenceView:

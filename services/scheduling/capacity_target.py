@@ -23,6 +23,9 @@ class Demand(msgspec.Struct, frozen=True):
     """All of it, at one decode instance."""
     mix: Mix
     """It and all that the decode instances have been given: what each of them is to be priced for."""
+    many_wait: bool = False
+    """Whether more wait than all decode instances take at once. Then a slot about to be free is filled ahead; of the
+    last ones a slow instance would get too many so."""
 
     @classmethod
     def of(cls, request: RequestSpec, mesh: MeshView, split: int = 0) -> "Demand":
@@ -33,7 +36,9 @@ class Demand(msgspec.Struct, frozen=True):
         output = max(1, min(request.max_tokens, int(expected)))
         prompt = len(request.prompt)
         work = Work.of(Share(prompt - split, prompt, output, request.max_tokens, request.choices))
-        return cls(work, reduce(Mix.plus, [view.work.mix for view in mesh.decodes], work.mix))
+        batches = sum(view.member.max_batch for view in mesh.decodes)
+        mix = reduce(Mix.plus, [view.work.mix for view in mesh.decodes], work.mix)
+        return cls(work, mix, mesh.waiting > batches)
 
     @property
     def output_tokens(self) -> float:
@@ -72,7 +77,7 @@ class Target(msgspec.Struct, frozen=True):
         # An idle instance takes whatever it can hold at all; where choices share it, its engine preempts.
         is_full = free_use is not None and use >= 1.0 and not is_idle
         present = view.work.mix.sequences
-        staying = present - view.work.ending
+        staying = present - view.work.ending if demand.many_wait else present
         return cls(
             view=view,
             rates=rates,

@@ -145,10 +145,12 @@ class Fleet:
         """Leading tokens of its prompt whose KV a member has, by what it said last."""
         return self._prefixes.of(request, [life.member for life in self._instances.values()])
 
-    def view(self, request: RequestSpec | None = None, expected_output: float | None = None) -> MeshView:
+    def view(
+        self, request: RequestSpec | None = None, expected_output: float | None = None, waiting: int = 0
+    ) -> MeshView:
         """The fleet as a policy sees it: without the members that drain, for nothing new may be sent there.
 
-        `request` is the one that is to be placed, `expected_output` the length of its answer.
+        `request` is the one that is to be placed, `expected_output` the length of its answer, `waiting` how many wait.
         """
         for name, life in self._changed.items():
             views = self._views[life.member.role]
@@ -162,6 +164,7 @@ class Fleet:
             decodes=tuple(self._views[Role.DECODE].values()),
             links=self._links,
             expected_output=expected_output,
+            waiting=waiting,
             held={} if request is None else self.held(request),
         )
 

@@ -135,7 +135,8 @@ class Lifecycle:
 
     def _view(self, request: RequestSpec | None = None) -> MeshView:
         """As a policy sees it that is asked for a place for `request`."""
-        return self._fleet.view(request, None if request is None else self._lengths.predict(request))
+        expected = None if request is None else self._lengths.predict(request)
+        return self._fleet.view(request, expected, len(self._waiting))
 
     # ------------------------------------------------------------ arrival and placing
 

@@ -50,6 +50,8 @@ class MeshView(msgspec.Struct, frozen=True):
     """The link in use from a P to a D, where it has been measured."""
     expected_output: float | None = None
     """Tokens that one choice of the request to place is expected to have; None: nothing is known yet."""
+    waiting: int = 0
+    """Requests that wait for a place, the one to place among them."""
     held: Mapping[InstanceId, int] = MappingProxyType({})
     """Leading tokens of the prompt of the request to place whose KV an instance has; 0 for those not named."""
 

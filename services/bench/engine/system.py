@@ -16,15 +16,19 @@ _LINE_BYTES = 1 << 24
 class System:
     """See services.engine.trial and services.engine.stage_trial for what is said on the pipes. Its stderr is ours."""
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, *, polls: bool = True) -> None:
         self._process = process
+        self._polls = polls
         self.name = self.version = ""
 
     @classmethod
-    async def start(cls, command: Sequence[str], environ: Mapping[str, str] | None = None) -> Self:
+    async def start(
+        cls, command: Sequence[str], environ: Mapping[str, str] | None = None, *, polls: bool = True
+    ) -> Self:
         """Ready when this returns; the caller closes it. Raises BenchError where the program ends instead.
 
-        `environ`: None is this process's own.
+        `environ`: None is this process's own. `polls`: whether the program may use a core while it idles; it then
+        stands still between trials.
         """
         process = await asyncio.create_subprocess_exec(
             *command,
@@ -32,16 +36,19 @@ class System:
             stdout=asyncio.subprocess.PIPE,
             env=environ,
             limit=_LINE_BYTES,
-            start_new_session=True,  # Ctrl-C is for the bench process, which then ends this one
+            # Ctrl-C is for the bench process, which then ends this one. One that stands still does not see its stdin
+            # close: when the bench process is killed, the kernel hangs up on a stopped group of its session.
+            # (uvloop knows no groups.)
+            **({"process_group": 0} if polls else {"start_new_session": True}),
         )
-        system = cls(process)
+        system = cls(process, polls=polls)
         try:
             hello = await system._hear()
         except BaseException:
             await system.close()
             raise
         system.name, system.version = hello["name"], hello["version"]
-        system._signal(signal.SIGSTOP)
+        system._pause()
         return system
 
     @property
@@ -57,13 +64,12 @@ class System:
         return float(answer["seconds"])
 
     async def ask(self, trial: Mapping[str, Any]) -> dict[str, Any]:
-        """The answer to one trial; at other times the process stands still. Raises BenchError where it has ended."""
-        # Some engines poll while they idle, and would take a core from the one that is measured.
+        """The answer to one trial. Raises BenchError where the program has ended."""
         self._signal(signal.SIGCONT)
         assert self._process.stdin is not None, "started with a pipe"
         self._process.stdin.write(json.dumps(trial).encode() + b"\n")
         answer = await self._hear()
-        self._signal(signal.SIGSTOP)
+        self._pause()
         return answer
 
     async def close(self) -> None:
@@ -77,6 +83,10 @@ class System:
         except TimeoutError:
             self._process.kill()
             await self._process.wait()
+
+    def _pause(self) -> None:
+        if self._polls:
+            self._signal(signal.SIGSTOP)
 
     def _signal(self, number: signal.Signals) -> None:
         if self._process.returncode is None:

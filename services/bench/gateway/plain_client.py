@@ -88,7 +88,7 @@ async def run_client(url: str, course: Course, connections: int, seconds: float,
     loop, place = asyncio.get_running_loop(), urlsplit(url)
     started = clock.now()
     made = [
-        (await loop.create_connection(lambda: _Connection(course, clock), place.hostname, place.port))[1]
+        (await loop.create_connection(lambda: _Connection(course, clock), str(place.hostname), place.port or 80))[1]
         for _ in range(connections)
     ]
     ended = asyncio.gather(*(connection.ended for connection in made))

@@ -50,7 +50,7 @@ async def run_serve(
 ) -> dict[Trial, tuple[Figures, ...]]:
     """The figures of every trial, one for each round. Raises PdmeshError.
 
-    All stay up from begin to end. While the mesh is not measured it costs its heartbeats; the others stand still.
+    All stay up from begin to end. While the mesh is not measured it costs its heartbeats; the others cost nothing.
     """
     async with AsyncExitStack() as stack:
         systems = await _started(run, environ, clock, stack, on_step)

@@ -28,7 +28,7 @@ class StageRun(msgspec.Struct, frozen=True):
 
 
 class StageProcess:
-    """A stage that stands still but for its runs."""
+    """A stage that waits, without polling, between its runs."""
 
     def __init__(self, system: System, role: Role) -> None:
         self._system = system
@@ -46,7 +46,7 @@ class StageProcess:
         """Ready when this returns; `stack` ends it. Raises BenchError."""
         described = msgspec.json.encode(instance).decode()
         command = [*_PROGRAM, str(folder), "--dtype", dtype, "--instance", described]
-        system = await System.start(command, child_environ(environ, instance.threads or 1))
+        system = await System.start(command, child_environ(environ, instance.threads or 1), polls=False)
         stack.push_async_callback(system.close)
         return cls(system, instance.role)
 

@@ -1,10 +1,13 @@
 """The engine's benchmark: its workloads, its arithmetic, its processes and its GGUF files."""
 
+import asyncio
 import sys
+import time
 from pathlib import Path
 
 import gguf
 import msgspec
+import psutil
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -69,6 +72,39 @@ async def test_a_system_serves_trials() -> None:
         assert [await system.seconds(LOAD) for _ in range(2)] == [2.0, 2.0]
     finally:
         await system.close()
+
+
+async def test_a_system_dies_with_the_bench_process_though_it_stands_still() -> None:
+    bench = f"""
+import asyncio, sys
+from services.bench.engine.system import System
+async def main():
+    system = await System.start([sys.executable, "-c", {PROGRAM!r}])
+    print(system.pid, flush=True)
+    await asyncio.sleep(60)
+asyncio.run(main())
+"""
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", bench, stdout=asyncio.subprocess.PIPE)
+    assert process.stdout is not None
+    system = psutil.Process(int(await process.stdout.readline()))
+    assert await asyncio.to_thread(_comes_to, system, {psutil.STATUS_STOPPED})
+    process.kill()
+    await process.wait()
+    # Where nobody reaps it, as in a container, it stays as a zombie.
+    assert await asyncio.to_thread(_comes_to, system, {psutil.STATUS_ZOMBIE, None})
+
+
+def _comes_to(process: psutil.Process, states: set[str | None]) -> bool:
+    """Whether it is soon in one of these states; None: it is no more."""
+    for _ in range(500):
+        try:
+            status = process.status()
+        except psutil.NoSuchProcess:
+            status = None
+        if status in states:
+            return True
+        time.sleep(0.01)
+    return False
 
 
 async def test_a_system_that_loses_tokens_is_refused() -> None:

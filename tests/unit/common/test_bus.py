@@ -250,3 +250,42 @@ def test_the_reference_msgpack_reads_and_writes_our_frames():
     }
     theirs = msgpack.packb([3, {"type": "Abort", "request": "r"}])
     assert to_worker_codec().decode(theirs) == Abort(request=RequestId("r"))
+
+
+async def nobody_oversleeps() -> None:
+    async with pair() as (server, client, _):
+
+        async def answer() -> None:
+            while True:
+                name, message = await server.receive()
+                # Two for each: what the client says meanwhile arrives while the server uses its socket.
+                assert server.send(name, HeartbeatAck(epoch=message.generation))
+                await asyncio.sleep(0)
+                assert server.send(name, HeartbeatAck(epoch=message.generation))
+
+        answering = asyncio.ensure_future(answer())
+        heard = asked = 0
+        for number in range(600):
+            asked += number % 3
+            for _ in range(number % 3):
+                assert client.send(registration(Generation(number)))
+                await asyncio.sleep(0)
+            async with asyncio.timeout(10.0):
+                while heard < 2 * asked:
+                    heard += len(await client.receive_many())
+        answering.cancel()
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
+def test_nobody_sleeps_through_a_message_that_came_while_it_sent(run):
+    run(nobody_oversleeps())
+
+
+async def test_a_wait_that_is_over_leaves_the_next_one_alone():
+    async with pair() as (server, client, peer):
+        for _ in range(3):
+            assert await client.receive_many(timeout_s=0.005) == []
+        waiting = asyncio.ensure_future(client.receive_many(timeout_s=5.0))
+        await asyncio.sleep(0.01)
+        assert server.send(peer, HeartbeatAck(epoch=Generation(7)))
+        assert await waiting == [HeartbeatAck(epoch=Generation(7))]

@@ -230,3 +230,24 @@ def test_a_split_of_its_own_is_placed_as_fixed_does(split: int | str) -> None:
     assert POLICY.needs_prefill(request) is (split != 0)
     assert POLICY.refusal(request, a_mesh(*mesh.decodes)) == FixedPolicy(0).refusal(request, a_mesh(*mesh.decodes))
     assert not POLICY.needs_prefill(REQUEST)
+
+
+# ---------------------------------------------------------------- slots about to be free
+
+
+def about_to_end(name: str, ending: int) -> InstanceView:
+    """Its two slots are taken and one waits there; `ending` sequences are to make their last token next."""
+    view = an_instance(name, 1.0, sequences=3, max_batch=2)
+    return msgspec.structs.replace(view, work=msgspec.structs.replace(view.work, ending=ending))
+
+
+@pytest.mark.parametrize(("waiting", "ending", "chosen"), [(9, 1, "d0"), (9, 0, None), (2, 1, None)])
+def test_a_slot_about_to_be_free_is_filled_while_many_wait(waiting: int, ending: int, chosen: str | None) -> None:
+    full = an_instance("d1", 0.5, sequences=3, max_batch=2, has_room=False)
+    mesh = msgspec.structs.replace(a_mesh(about_to_end("d0", ending), full), waiting=waiting)
+    placement = POLICY.place(REQUEST, mesh)
+    if chosen is None:
+        assert not isinstance(placement, Placement)
+    else:
+        assert isinstance(placement, Placement)
+        assert placement.decode == chosen
