@@ -12,6 +12,7 @@ from common.kv.layout import KVDType
 from transfer.backends.base import Backend, Link
 from transfer.plan import region_of
 from transfer.protocol.messages import (
+    SPOKEN,
     Accepted,
     Alive,
     AllLanded,
@@ -123,7 +124,7 @@ def accepted(**changes: object) -> Accepted:
     """What a source of `example_layout()` says, or something else."""
     capabilities = capabilities_of(example_layout(), example_limits())
     inner = {name: changes.pop(name) for name in Capabilities.__struct_fields__ if name in changes}
-    right = Accepted(msgspec.structs.replace(capabilities, **inner), 1, 1024, KVDType.FLOAT32)
+    right = Accepted(msgspec.structs.replace(capabilities, **inner), SPOKEN.newest, 1024, KVDType.FLOAT32)
     return msgspec.structs.replace(right, **changes)
 
 
