@@ -49,6 +49,7 @@ class TemplateKeys(_Section, frozen=True):
     prefill_chunk: Positive | UnsetType | None = UNSET
     max_batch: Positive | UnsetType = UNSET
     budget: Positive | UnsetType = UNSET
+    prefix_cache: bool | UnsetType = UNSET
     self_profile: bool | UnsetType = UNSET
     weight: Annotated[float, msgspec.Meta(gt=0, le=1e9)] | UnsetType | None = UNSET
     emulate: EmulateConfig | UnsetType = UNSET

@@ -29,7 +29,9 @@ PROMPT = "a prompt that is computed in two places"
 FOREIGN = frozenset({"torch", "transformers", "tokenizers", "jinja2"})
 """Libraries whose code has no business on the loop once all is loaded."""
 OURS = ("services.text.", "services.engine.")
-LOOP_SIDE = frozenset({"services.engine.api", "services.engine.thread", "services.engine.worker"})
+LOOP_SIDE = frozenset(
+    {"services.engine.api", "services.engine.thread", "services.engine.worker", "services.engine.prefix_journal"}
+)
 """What of the engine belongs on the loop: its jobs, its events, and the hand over to its thread."""
 
 

@@ -36,9 +36,9 @@ class StreamTimes:
     """Of every event that carries text; a token whose text is not whole yet has none."""
     text: str = ""
     tokens: int = 0
+    placement: str = ""
     cached_tokens: int = 0
     """Of the prompt, that nobody computed for this request."""
-    placement: str = ""
 
     @property
     def ttft_s(self) -> float:
