@@ -10,8 +10,10 @@ r, both by i's own costs (`rates`).  u_i is the share of its KV memory that all 
 most (`kv_use`); g is 1 up to u0, then (1 - u0) / (1 - u), and infinite where the memory would be full.
 
 The least S wins among the instances that would begin with the request at once: their batch is not full, and S is
-finite.  Where there is none it may queue at an instance, but only at that of least Q + w of all.  If that one has no
-room, the request waits at the gateway: it would be through later elsewhere, and whoever is free first can have it.
+finite.  But not where it would be through only after everybody could be through with all that waits (T in
+`capacity_target`): of the last requests of a burst a slow instance would still be working when all others are done.
+Then, and where no instance would begin at once, it may queue at an instance, but only at that of least Q + w of all.
+If that one has no room, the request waits at the gateway: whoever is free first can have it.
 
 Beyond the paper, pairs are scored too, so that a mesh may have any number of prefill instances.  The balancer chooses
 the split s of a pair (P, D); w is then what D has left to do of r, and what D would lose by waiting for P is added:
@@ -22,12 +24,14 @@ with f_D the share of D's batch that is free: whoever decodes goes on meanwhile.
 win.  Then the request waits for one; so an idle D never waits long for a busy P, and a full one does.
 """
 
+from typing import Final
+
 import msgspec
 
 from common.errors import Failure
 from services.scheduling.balancer import Balance, Split, SplitTask, choose_split, without_prefill
 from services.scheduling.candidates import DecodeCandidate, Pairs, PrefillCandidate, decode_candidate, prefill_candidate
-from services.scheduling.capacity_target import Demand, Target
+from services.scheduling.capacity_target import Demand, Target, shared_finish_s
 from services.scheduling.eligibility import missing_costs, too_long_with_costs, total_tokens, with_costs
 from services.scheduling.fixed import FixedPolicy
 from services.scheduling.placement import Candidate, Placement
@@ -35,6 +39,7 @@ from services.scheduling.request import RequestSpec
 from services.scheduling.routing import InstanceView, MeshView, PlacementPolicy, Wait, token_limit
 
 _NO_ROOM = Wait("room at a decode instance")
+_ROUNDING: Final = 1.0 + 1e-9
 
 
 class CapacitySettings(msgspec.Struct, frozen=True):
@@ -122,12 +127,22 @@ class _Decision:
         with_room = [target for target in targets if target.has_room]
         if not with_room:
             return _NO_ROOM
-        if ready := [target for target in with_room if target.begins]:
-            return self._best(ready)
+        ready = [target for target in with_room if target.begins]
         if not counts_work:
-            return self._best(with_room)
+            return self._best(ready or with_room)
         soonest = min(targets, key=Target.through_s)
+        if ready and (soonest in ready or self._in_time(ready, targets)):
+            return self._best(ready)
         return self._best([soonest]) if soonest.has_room else _NO_ROOM
+
+    def _in_time(self, ready: list[Target], targets: list[Target]) -> bool:
+        """Whether one of `ready` would be through with it before all could be through with all that waits.
+
+        Nobody knows when those whose memory is full take more: they are not counted on.
+        """
+        able = [target for target in targets if target.has_room or target.pressure < float("inf")]
+        finish_s = shared_finish_s(able, max(1, self._mesh.waiting))
+        return min(target.score() for target in ready) <= finish_s * _ROUNDING
 
     def _best(self, targets: list[Target]) -> Placement | Wait:
         """On one of these, alone or with a P."""
@@ -150,7 +165,7 @@ class _Decision:
 
     def _score(self, target: Target) -> float:
         """S where D computes all of it."""
-        return target.through_s() * target.pressure if self._settings.counts_work else target.pressure
+        return target.score() if self._settings.counts_work else target.pressure
 
     def _prefills(self) -> list[PrefillCandidate]:
         """Those that would be first done with the whole prompt; one without a free slot may be worth waiting for."""

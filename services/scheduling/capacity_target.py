@@ -1,5 +1,6 @@
 """A decode instance as the policy `capacity` sees it: all it has to do, with the request to be placed. Pure."""
 
+from collections.abc import Sequence
 from functools import reduce
 from typing import Final
 
@@ -16,6 +17,10 @@ _AHEAD: Final = 1
 is there already takes a slot the moment that it is free, one that is sent for misses a step."""
 
 
+_LEAST_S: Final = 1e-9
+"""Taken for the work of a request that is nothing."""
+
+
 class Demand(msgspec.Struct, frozen=True):
     """A request, as far as its place depends on it."""
 
@@ -23,9 +28,6 @@ class Demand(msgspec.Struct, frozen=True):
     """All of it, at one decode instance."""
     mix: Mix
     """It and all that the decode instances have been given: what each of them is to be priced for."""
-    many_wait: bool = False
-    """Whether more wait than all decode instances take at once. Then a slot about to be free is filled ahead; of the
-    last ones a slow instance would get too many so."""
 
     @classmethod
     def of(cls, request: RequestSpec, mesh: MeshView, split: int = 0) -> "Demand":
@@ -36,9 +38,7 @@ class Demand(msgspec.Struct, frozen=True):
         output = max(1, min(request.max_tokens, int(expected)))
         prompt = len(request.prompt)
         work = Work.of(Share(prompt - split, prompt, output, request.max_tokens, request.choices))
-        batches = sum(view.member.max_batch for view in mesh.decodes)
-        mix = reduce(Mix.plus, [view.work.mix for view in mesh.decodes], work.mix)
-        return cls(work, mix, mesh.waiting > batches)
+        return cls(work, reduce(Mix.plus, [view.work.mix for view in mesh.decodes], work.mix))
 
     @property
     def output_tokens(self) -> float:
@@ -77,7 +77,7 @@ class Target(msgspec.Struct, frozen=True):
         # An idle instance takes whatever it can hold at all; where choices share it, its engine preempts.
         is_full = free_use is not None and use >= 1.0 and not is_idle
         present = view.work.mix.sequences
-        staying = present - view.work.ending if demand.many_wait else present
+        staying = present - view.work.ending
         return cls(
             view=view,
             rates=rates,
@@ -93,6 +93,25 @@ class Target(msgspec.Struct, frozen=True):
     def through_s(self) -> float:
         """Q + w."""
         return self.queued_s + self.added_s
+
+    def score(self) -> float:
+        """S where it computes all of the request."""
+        return self.through_s() * self.pressure
+
+
+def shared_finish_s(targets: Sequence[Target], requests: int) -> float:
+    """T: the seconds until all have done what they have and `requests` like this one, dealt out so that none of those
+    that take a part is done before another:  sum of max(0, T - Q_i) / w_i = requests.  At least one target.
+    """
+    through, rate = float(requests), 0.0
+    finish = float("inf")
+    for target in sorted(targets, key=lambda target: target.queued_s):
+        if finish <= target.queued_s:
+            break
+        per_s = 1.0 / max(target.added_s, _LEAST_S)
+        through, rate = through + target.queued_s * per_s, rate + per_s
+        finish = through / rate
+    return finish
 
 
 def pressure_of(use: float, free_use: float) -> float:
