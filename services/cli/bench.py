@@ -13,8 +13,9 @@ from services.bench.table import rows_table
 from services.bench.transfer.cases import QUICK, WHOLE
 from services.bench.transfer.run import TransferBench, run_transfer_bench
 from services.bench.transfer.stage import Heard
-from services.cli.bench_progress import bench_progress, check_writable
+from services.cli.bench_progress import bench_progress
 from services.cli.outcome import ExitCode
+from services.cli.report_file import check_writable
 
 _TABLES: Mapping[str, Mapping[str, str]] = MappingProxyType(
     {
@@ -82,7 +83,7 @@ def run_transfer(flags: TransferFlags) -> ExitCode:
     command = f"pdmesh bench transfer{' --peers' * flags.peers}{' --quick' * flags.quick}"
     command += f" --segment-bytes {flags.segment_bytes}"
     bench = TransferBench(command, QUICK if flags.quick else WHOLE, flags.segment_bytes, flags.peers)
-    check_writable(flags.json)
+    check_writable("--json", flags.json)
     with bench_progress(console) as on_step:
         report = uvloop.run(run_transfer_bench(bench, Heard(on_step, lambda note: console.print(note, markup=False))))
     write_report(report, flags.json)

@@ -252,6 +252,19 @@ def bench_prefixes(
     raise typer.Exit(run_prefixes(flags, _environ()))
 
 
+@bench_app.command("parity")
+def bench_parity(
+    json: JsonFile,
+    url: Annotated[str | None, typer.Option(help="A mesh that runs, with gateway.allow_placement_override.")] = None,
+    model: Annotated[str, typer.Option(help="A built-in name, a folder, a .gguf file, or a hub id.")] = "smollm2",
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the table of docs/parity.md.")] = False,
+) -> None:
+    """Ask for everything that the API can do with every kind of split, and compare with answers without a split."""
+    from services.cli.bench_parity import ParityFlags, run_parity
+
+    raise typer.Exit(run_parity(ParityFlags(json=json, url=url, model=model, markdown=markdown), _environ()))
+
+
 def _one_of(asked: Mapping[str, bool]) -> str:
     """The one flag that is given. Raises ConfigError."""
     from common.errors import ConfigError

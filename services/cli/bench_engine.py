@@ -13,8 +13,9 @@ from services.bench.engine.loads import loads
 from services.bench.engine.run import EngineBench, run_engine_bench
 from services.bench.report import Report, Row, write_report
 from services.bench.table import rows_table
-from services.cli.bench_progress import bench_progress, check_writable
+from services.cli.bench_progress import bench_progress
 from services.cli.outcome import ExitCode
+from services.cli.report_file import check_writable
 from services.launch.model import prepare_model
 from services.simulator.workload.known import read_known
 from services.simulator.workload.requests import Workload, first, scaled
@@ -49,7 +50,7 @@ class EngineFlags(msgspec.Struct, frozen=True):
 def run_engine(flags: EngineFlags, environ: Mapping[str, str]) -> ExitCode:
     """Measure, write the JSON, show it. Raises PdmeshError."""
     console = Console(stderr=True)
-    check_writable(flags.json)
+    check_writable("--json", flags.json)
     report = asyncio.run(_measure(flags, environ, console))
     write_report(report, flags.json)
     _show(report, Console())

@@ -20,8 +20,9 @@ from services.bench.policies.mesh_system import read_model_facts
 from services.bench.repeats import OnStep
 from services.bench.report import Report, Row, write_report
 from services.bench.table import rows_table
-from services.cli.bench_progress import bench_progress, check_writable
+from services.cli.bench_progress import bench_progress
 from services.cli.outcome import ExitCode
+from services.cli.report_file import check_writable
 from services.launch.model import prepare_model
 from services.simulator.workload.arrivals import all_at_once, as_recorded, poisson
 from services.simulator.workload.errors import WorkloadError
@@ -63,7 +64,7 @@ class MeshFlags(msgspec.Struct, frozen=True, kw_only=True):
 
 def run_bench_mesh(flags: MeshFlags, environ: Mapping[str, str]) -> ExitCode:
     """Measure, write the JSON, show it. Raises PdmeshError."""
-    check_writable(flags.json)
+    check_writable("--json", flags.json)
     load = _load(flags, environ)
     console = Console(stderr=True)
     with bench_progress(console) as on_step:

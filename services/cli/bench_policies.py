@@ -22,8 +22,9 @@ from services.bench.policies.systems import Devices, System, mesh_of
 from services.bench.report import Report, Row, write_report
 from services.bench.table import rows_table
 from services.cli.bench_profiles import measured_profiles
-from services.cli.bench_progress import bench_progress, check_writable
+from services.cli.bench_progress import bench_progress
 from services.cli.outcome import ExitCode
+from services.cli.report_file import check_writable
 from services.launch.model import prepare_model
 from services.scheduling.profile import Profile, decode_profile
 from services.simulator.links import LinkSpec
@@ -81,7 +82,7 @@ class PoliciesFlags(msgspec.Struct, frozen=True, kw_only=True):
 
 def run_policies(flags: PoliciesFlags, environ: Mapping[str, str]) -> ExitCode:
     """Measure or simulate, write the JSON, show it. Raises PdmeshError."""
-    check_writable(flags.json)
+    check_writable("--json", flags.json)
     console = Console(stderr=True)
     command = f"pdmesh bench policies --{flags.kind}{' --quick' * flags.quick}"
     data = flags.data or (Path(environ["PDMESH_DATA"]) if environ.get("PDMESH_DATA") else None)

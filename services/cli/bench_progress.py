@@ -1,21 +1,10 @@
-"""What the benchmarks of the command line share: a line that says what is measured, and where the report goes."""
+"""A line that says what a benchmark measures just now."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-from services.bench.transfer.errors import BenchError
-
-
-def check_writable(file: Path) -> None:
-    """Better known now than in minutes."""
-    try:
-        file.open("ab").close()
-    except OSError as error:
-        raise BenchError(f"--json: the report cannot be written: {error}") from error
 
 
 @contextmanager

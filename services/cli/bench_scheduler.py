@@ -25,8 +25,9 @@ from services.bench.scheduling.real_runs import PairRun, check_policies, run_pai
 from services.bench.scheduling.simulated import scheduler_rows, scheduler_summary
 from services.bench.table import rows_table
 from services.cli.bench_profiles import measured_profiles
-from services.cli.bench_progress import bench_progress, check_writable
+from services.cli.bench_progress import bench_progress
 from services.cli.outcome import ExitCode
+from services.cli.report_file import check_writable
 from services.launch.model import prepare_model
 from services.simulator.hardware.catalogue import load_catalogue
 from services.simulator.report import Report as SimulatedReport
@@ -86,7 +87,7 @@ class SchedulerFlags(msgspec.Struct, frozen=True, kw_only=True):
 
 def run_scheduler(flags: SchedulerFlags, environ: Mapping[str, str]) -> ExitCode:
     """Measure or simulate, write the JSON, show it. Raises PdmeshError."""
-    check_writable(flags.json)
+    check_writable("--json", flags.json)
     console = Console(stderr=True)
     with bench_progress(console) as on_step:
         if flags.kind == REAL:

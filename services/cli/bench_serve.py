@@ -22,8 +22,9 @@ from services.bench.serve.rows import serve_rows, serve_summary
 from services.bench.serve.run import ServeRun, run_serve
 from services.bench.serve.settings import ServeSettings
 from services.bench.table import rows_table
-from services.cli.bench_progress import bench_progress, check_writable
+from services.cli.bench_progress import bench_progress
 from services.cli.outcome import ExitCode
+from services.cli.report_file import check_writable
 from services.launch.model import prepare_model
 
 _QUICK: Final = {"prompt_tokens": 32, "output_tokens": 8, "clients": 2, "turns": 4, "lone_requests": 3}
@@ -95,7 +96,7 @@ class ServeFlags(msgspec.Struct, frozen=True, kw_only=True):
 def run_bench_serve(flags: ServeFlags, environ: Mapping[str, str]) -> ExitCode:
     """Measure, write the JSON, show it. Raises PdmeshError."""
     settings = flags.settings(available_cores())
-    check_writable(flags.json)
+    check_writable("--json", flags.json)
     with bench_progress(Console(stderr=True)) as on_step:
         report = uvloop.run(_measured(flags, settings, environ, on_step))
     write_report(report, flags.json)

@@ -3,7 +3,6 @@
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
 
@@ -11,8 +10,9 @@ import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from common.errors import ConfigError, PdmeshError
+from common.errors import ConfigError
 from services.cli.outcome import ExitCode
+from services.cli.report_file import check_writable, write_rows
 from services.cli.simulate_tables import facts_lines, instances_table, runs_table, tuning_table
 from services.simulator.cluster_file import load_cluster_file
 from services.simulator.plot import plot_runs, require_plots
@@ -78,7 +78,7 @@ def run_simulate(flags: SimulateFlags, environ: Mapping[str, str], out: Console,
     systems = file.systems(_words(flags.policy))
     workload = _workload(flags, environ, arrivals)
     for option, path in (("--json", flags.json), ("--plot", flags.plot)):
-        _check_writable(option, path)
+        check_writable(option, path)
     found, runs = _simulate(systems, workload, arrivals, err)
     rows: list[Row] = [run_row(file, run) for run in runs]
     of_instances = [row for run in runs for row in instance_rows(file, run)]
@@ -91,7 +91,7 @@ def run_simulate(flags: SimulateFlags, environ: Mapping[str, str], out: Console,
     if len(arrivals.rates) < 2:
         out.print(instances_table(of_instances))
     if flags.json is not None:
-        _write(flags.json, command_of(flags), [*rows, *of_instances, *trials], summary_of(runs))
+        write_rows(flags.json, command_of(flags), [*rows, *of_instances, *trials], summary_of(runs))
     if flags.plot is not None:
         plot_runs(runs, f"{file.model.spec.name}, {workload.name}, simulated", flags.plot)
     return ExitCode.DONE
@@ -188,34 +188,3 @@ def _workload(flags: SimulateFlags, environ: Mapping[str, str], arrivals: _Arriv
     except WorkloadError as error:
         raise ConfigError(str(error)) from error
     return workload
-
-
-def _check_writable(option: str, path: Path | None) -> None:
-    """Better known now than after the simulation."""
-    if path is None:
-        return
-    try:
-        path.open("ab").close()
-    except OSError as error:
-        raise ConfigError(f"{option}: {str(path)!r} cannot be written: {error.strerror}") from error
-
-
-def _write(file: Path, command: str, rows: Sequence[Row], summary: Mapping[str, float]) -> None:
-    # Facts of the machine come from torch, which takes seconds to load.
-    from services.bench.checkout import commit_of
-    from services.bench.machine import this_machine
-    from services.bench.report import Report as BenchReport
-    from services.bench.report import write_report
-
-    report = BenchReport(
-        command=command,
-        commit=commit_of(Path(__file__).parent),
-        date=datetime.now(UTC).isoformat(timespec="seconds"),
-        machine=this_machine(),
-        rows=tuple(rows),
-        summary=summary,
-    )
-    try:
-        write_report(report, file)
-    except OSError as error:
-        raise PdmeshError(f"--json: {str(file)!r} cannot be written: {error.strerror}") from error
