@@ -27,6 +27,10 @@ class ModelError(PdmeshError):
     """A model cannot be found, fetched, loaded or served by this engine."""
 
 
+class GrammarRefused(PdmeshError):
+    """A grammar cannot be compiled, or cannot be followed within the bounds; the message says why."""
+
+
 class FailureKind(StrEnum):
     """Why a request ended without an answer."""
 

@@ -1,17 +1,18 @@
 """From logits to tokens. What is sampled for a row depends on that row and its request only, never on the batch.
 
-Order: forbidden tokens, repetition, frequency and presence penalties, logit bias; then argmax for greedy rows, or
-temperature, top_k, top_p, min_p and Gumbel-max.  To add a filter, add it to `_candidates`; to add a penalty, to
-`_adjust`.
+Order: what a grammar allows, forbidden tokens, repetition, frequency and presence penalties, logit bias; then argmax
+for greedy rows, or temperature, top_k, top_p, min_p and Gumbel-max.  To add a filter, add it to `_candidates`; to add a
+penalty, to `_adjust`.
 """
 
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+import numpy as np
 import torch
 
-from common.messages.sampling import SamplingParams, TokenLogprobs
+from common.messages.sampling import TokenLogprobs
 from services.engine.noise import gumbel_noise, noise_key
 from services.engine.runner import Sampled, SampleRequest
 
@@ -57,7 +58,8 @@ def _adjusted(logits: torch.Tensor, requests: Sequence[SampleRequest]) -> torch.
 def _is_adjusting(request: SampleRequest) -> bool:
     params = request.params
     return bool(
-        request.forbidden
+        request.allowed is not None
+        or request.forbidden
         or params.logit_bias
         or params.repetition_penalty != 1.0
         or params.frequency_penalty != 0.0
@@ -68,6 +70,8 @@ def _is_adjusting(request: SampleRequest) -> bool:
 def _adjust(row: torch.Tensor, request: SampleRequest) -> None:
     """Apply what `request` asks for to `row` (`[vocab]`), in place."""
     params = request.params
+    if request.allowed is not None:
+        row.masked_fill_(_disallowed(request.allowed, row), float("-inf"))
     forbidden = _ids_of(request.forbidden, row)
     row[forbidden] = float("-inf")
     if params.repetition_penalty != 1.0:
@@ -78,6 +82,13 @@ def _adjust(row: torch.Tensor, request: SampleRequest) -> None:
         counts = Counter(request.output)
         _add(row, {t: -(params.frequency_penalty * n + params.presence_penalty) for t, n in counts.items()})
     _add(row, params.logit_bias)
+
+
+def _disallowed(allowed: bytes, row: torch.Tensor) -> torch.Tensor:
+    """Bool like `row`: the tokens that are not allowed; `allowed` may be shorter, or longer."""
+    known = np.frombuffer(allowed, dtype=np.uint8)[: row.shape[0]] == 0
+    missing = row.shape[0] - known.shape[0]
+    return torch.from_numpy(np.pad(known, (0, missing), constant_values=True)).to(row.device)
 
 
 def _add(row: torch.Tensor, amounts: dict[int, float]) -> None:
@@ -112,24 +123,29 @@ def _choose(logits: torch.Tensor, requests: Sequence[SampleRequest]) -> list[tup
 
 def _draw(row: torch.Tensor, request: SampleRequest) -> torch.Tensor:
     """Gumbel-max over the tokens that pass the filters: int64 `[len(request.choices)]`."""
-    scores, tokens = _candidates(row, request.params)
+    scores, tokens = _candidates(row, request)
     keys = [noise_key(request.params.seed, choice, request.position) for choice in request.choices]
     return tokens[(gumbel_noise(keys, tokens) + scores).argmax(dim=-1)]
 
 
-def _candidates(row: torch.Tensor, params: SamplingParams) -> tuple[torch.Tensor, torch.Tensor]:
+def _candidates(row: torch.Tensor, request: SampleRequest) -> tuple[torch.Tensor, torch.Tensor]:
     """Tempered scores (float64, the highest is 0) and ids of the tokens that pass top_k, top_p and min_p.
 
     top_k keeps the k likeliest, the lowest ids of a tie; top_p then keeps the likeliest whose probabilities, among
     those that are left, sum to p (the one that reaches p is kept); min_p keeps what has at least min_p times the
     highest probability.
     """
+    params = request.params
+    tokens = torch.arange(row.shape[0], device=row.device)
+    if request.allowed is not None:
+        # A grammar leaves few tokens: what follows is done for these alone.
+        tokens = (row > float("-inf")).nonzero().flatten()
+        row = row[tokens]
     # The maximum is taken off before the division, so that no temperature overflows.
     scores = (row.double() - row.max().double()) / params.temperature
-    tokens = torch.arange(row.shape[0], device=row.device)
     if 0 < params.top_k < row.shape[0]:
-        tokens = _likeliest(scores, params.top_k)[: params.top_k]
-        scores = scores[tokens]
+        kept = _likeliest(scores, params.top_k)[: params.top_k]
+        scores, tokens = scores[kept], tokens[kept]
     if params.top_p < 1.0:
         kept = _nucleus(scores, params.top_p)
         scores, tokens = scores[kept], tokens[kept]

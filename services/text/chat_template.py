@@ -14,6 +14,8 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from common.errors import ModelError, PdmeshError
+from services.text.tool_preface import plain_messages
+from services.text.tools import OPENING, Tool
 
 
 class TemplateRefused(PdmeshError):
@@ -44,6 +46,7 @@ class ChatTemplate:
         environment.globals["raise_exception"] = _raise_exception
         environment.globals["strftime_now"] = lambda pattern: local_time().strftime(pattern)
         self._special_tokens = dict(special_tokens)
+        self._teaches_calls = _teaches_calls(source)
         try:
             self._template = environment.from_string(source)
         except jinja2.TemplateError as error:
@@ -57,11 +60,20 @@ class ChatTemplate:
         source = _read_source(folder)
         return None if source is None else cls(source, special_tokens, local_time)
 
-    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """The prompt that ends where the assistant's answer begins; raises TemplateRefused."""
-        variables = {**self._special_tokens, "messages": [dict(message) for message in messages]}
+    def render(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Tool] = (), *, must_call: bool = False
+    ) -> str:
+        """The prompt that ends where the assistant's answer begins; raises TemplateRefused.
+
+        A template that does not teach our form of calls is told of `tools`, and of earlier calls, in plain words.
+        """
+        if self._teaches_calls:
+            shown, described = [dict(message) for message in messages], [tool.described() for tool in tools] or None
+        else:
+            shown, described = plain_messages(messages, tools, must_call=must_call), None
+        variables = {**self._special_tokens, "messages": shown, "tools": described}
         try:
-            return self._template.render(**variables, tools=None, documents=None, add_generation_prompt=True)
+            return self._template.render(**variables, documents=None, add_generation_prompt=True)
         except Exception as error:
             # A template is foreign code: whatever it raises is about these messages.
             raise TemplateRefused(f"the model's chat template refused the messages: {error}") from error
@@ -81,6 +93,11 @@ def _read_source(folder: Path) -> str | None:
     if isinstance(value, list):
         value = {entry["name"]: entry["template"] for entry in value}.get("default")
     return None if value is None else str(value)
+
+
+def _teaches_calls(source: str) -> bool:
+    """Whether the template tells the model of tools, and to call them as services.text.tools has it (Hermes, Qwen)."""
+    return "tools" in source and OPENING in source and "arguments" in source and "<function=" not in source
 
 
 def _raise_exception(message: str) -> str:
