@@ -24,11 +24,12 @@ class TokenEntry(msgspec.Struct, frozen=True):
     """One counted token with its logprobs. Pieces are the tokens' bytes, perhaps a part of a character."""
 
     piece: bytes
-    logprob: float
+    logprob: float | None
+    """None: it comes after nothing, as a prompt's first token does."""
     top: tuple[tuple[bytes, float], ...]
     """(piece, logprob), likeliest first."""
     offset: int
-    """Characters of the choice's text before this token."""
+    """Characters of the choice's text before this token, those of an echoed prompt included."""
 
 
 class TextDelta(msgspec.Struct, frozen=True):
@@ -45,13 +46,14 @@ class TextDelta(msgspec.Struct, frozen=True):
 class ChoiceText:
     """The text of one choice as it grows; owned by one stream, used by one thread at a time."""
 
-    def __init__(self, tokenizer: Tokenizer, rules: ChoiceRules) -> None:
+    def __init__(self, tokenizer: Tokenizer, rules: ChoiceRules, characters_before: int = 0) -> None:
+        """`characters_before`: of an echoed prompt, from which the offsets of tokens are counted too."""
         self._tokenizer = tokenizer
         self._rules = rules
         self._detokenizer = tokenizer.detokenizer()
         self._stops = StopMatcher(rules.stops)
         self._num_tokens = 0
-        self._num_characters = 0
+        self._num_characters = characters_before
 
     def push(
         self, tokens: Sequence[int], finish: FinishReason | None, logprobs: Sequence[TokenLogprobs] = ()
