@@ -14,7 +14,7 @@ def _ignore() -> None:
 
 
 class Drops:
-    """Counts malformed and undeliverable messages of one socket and tells whoever keeps the metrics."""
+    """Counts what one socket could not read, deliver or allow, and tells whoever keeps the metrics."""
 
     def __init__(
         self,
@@ -22,13 +22,17 @@ class Drops:
         *,
         on_malformed: Callable[[], None] = _ignore,
         on_undeliverable: Callable[[], None] = _ignore,
+        on_refused: Callable[[], None] = _ignore,
     ) -> None:
         self.malformed = 0
         self.undeliverable = 0
+        self.refused = 0
         self._on_malformed = on_malformed
         self._on_undeliverable = on_undeliverable
+        self._on_refused = on_refused
         self._malformed_log = LimitedLog(_log, clock)
         self._undeliverable_log = LimitedLog(_log, clock)
+        self._refused_log = LimitedLog(_log, clock)
 
     def count_malformed(self, peer: str, reason: object) -> None:
         """A message from `peer` was dropped because it cannot be read."""
@@ -43,3 +47,9 @@ class Drops:
         self._undeliverable_log.warning(
             "dropped a %s for %s: it is not connected, or its queue is full", type(message).__name__, peer
         )
+
+    def count_refused(self, peer: str, reason: str) -> None:
+        """A connection or a message of `peer` was refused for its key."""
+        self.refused += 1
+        self._on_refused()
+        self._refused_log.warning("refused %s: %s", peer, reason)

@@ -1,15 +1,17 @@
 """The worker's side of membership: performs what `common.bus.membership` decides over a real connection."""
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Final, assert_never
 
 from common.bus import membership
-from common.bus.client import BusClient, Disconnected
+from common.bus.client import BusClient, Disconnected, Refused
 from common.clock import Clock
 from common.errors import PdmeshError
 from common.ids import Generation
 from common.kv.prefix import PrefixNews
+from common.logs import LimitedLog
 from common.messages.control import FromWorker, Heartbeat, Leaving, Load, Register, ToWorker
 
 _log = logging.getLogger(__name__)
@@ -62,6 +64,7 @@ class MembershipClient:
         self._connect = connect
         self._registration = registration
         self._clock = clock
+        self._refusals = LimitedLog(_log, clock, interval_s=30.0)
         self._state: membership.State = membership.start(clock.now())
         self._client: BusClient[ToWorker, FromWorker] | None = None
         self._me: Register | None = None
@@ -122,12 +125,22 @@ class MembershipClient:
         if self._send_failed:
             await self._perform(membership.lost(self._state, self._clock.now(), "a message could not be sent"))
 
-    async def _take(self, message: ToWorker | Disconnected) -> None:
+    async def _take(self, message: ToWorker | Disconnected | Refused) -> None:
         now_s = self._clock.now()
-        if isinstance(message, Disconnected):
-            await self._perform(membership.lost(self._state, now_s, "the connection to the gateway broke"))
-        else:
-            await self._perform(membership.received(self._state, message, now_s))
+        match message:
+            case Disconnected():
+                await self._perform(membership.lost(self._state, now_s, "the connection to the gateway broke"))
+            case Refused(reason=reason):
+                await self._try_again_later(reason)
+            case _:
+                await self._perform(membership.received(self._state, message, now_s))
+
+    async def _try_again_later(self, reason: str) -> None:
+        """With another client, which reads its keys anew."""
+        self._refusals.warning("not in the mesh: %s; the attempts to join go on", reason)
+        await self._perform(membership.lost(self._state, self._clock.now(), reason))
+        await self._close()
+        await asyncio.sleep(membership.LAST_RETRY_S)
 
     async def _perform(self, decision: membership.Decision) -> None:
         was_joined = self.is_joined

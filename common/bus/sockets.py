@@ -6,6 +6,7 @@ from typing import Final
 import msgspec
 import zmq
 
+from common.bus.keys import InstanceKeys, KeyPair
 from common.errors import PdmeshError
 
 # As plain numbers: combining flags of zmq's enums costs more than to send.
@@ -34,6 +35,8 @@ class BusOptions(msgspec.Struct, frozen=True):
     """Messages queued per peer and direction; a full queue refuses, it never blocks."""
     max_frame_bytes: int = 64 << 20
     """A peer that sends a larger frame is disconnected."""
+    handshake_s: float = 10.0
+    """With keys: a peer that has not proved itself for so long is disconnected."""
     batch: int = 32
     """Most messages taken from the socket at once, so that a flood cannot starve the loop."""
 
@@ -51,6 +54,26 @@ def open_socket(context: zmq.Context[zmq.SyncSocket], kind: int, endpoint: str, 
     socket.set(zmq.RECONNECT_IVL_MAX, _milliseconds(options.reconnect_max_s))
     socket.set(zmq.IPV6, int("[" in endpoint))
     return socket
+
+
+def require_keys(socket: zmq.SyncSocket, own: KeyPair, options: BusOptions) -> None:
+    """Encrypt every connection to `socket`, and let in only whom the handler of ZAP requests in its context lets in.
+
+    Call it before `bind`, and have that handler listen by then: without one nobody is let in.
+    """
+    socket.set(zmq.CURVE_SERVER, 1)
+    socket.set(zmq.CURVE_SECRETKEY, own.secret.reveal())
+    socket.set(zmq.ZAP_DOMAIN, b"control")
+    socket.set(zmq.ZAP_ENFORCE_DOMAIN, 1)
+    socket.set(zmq.HANDSHAKE_IVL, _milliseconds(options.handshake_s))
+
+
+def show_keys(socket: zmq.SyncSocket, keys: InstanceKeys, options: BusOptions) -> None:
+    """Connect `socket` encrypted, to nobody but the holder of the gateway's key. Call it before `connect`."""
+    socket.set(zmq.CURVE_SERVERKEY, keys.gateway)
+    socket.set(zmq.CURVE_PUBLICKEY, keys.own.public)
+    socket.set(zmq.CURVE_SECRETKEY, keys.own.secret.reveal())
+    socket.set(zmq.HANDSHAKE_IVL, _milliseconds(options.handshake_s))
 
 
 class Readiness:
@@ -129,6 +152,15 @@ def drain(socket: zmq.SyncSocket, limit: int) -> list[list[bytes]]:
     messages: list[list[bytes]] = []
     while len(messages) < limit and int(socket.getsockopt(_EVENTS)) & _READABLE:
         messages.append(socket.recv_multipart(_NOW))
+    return messages
+
+
+def drain_known(socket: zmq.SyncSocket, limit: int) -> list[tuple[str, list[bytes]]]:
+    """As `drain`, for a socket that requires keys: with whom the handler of ZAP requests said each message is from."""
+    messages: list[tuple[str, list[bytes]]] = []
+    while len(messages) < limit and int(socket.getsockopt(_EVENTS)) & _READABLE:
+        frames = socket.recv_multipart(_NOW, copy=False)
+        messages.append((str(frames[-1].get("User-Id")), [frame.bytes for frame in frames]))
     return messages
 
 
