@@ -25,7 +25,8 @@ RUN if [ -n "${PACKAGES}" ]; then \
 # The groups that own GPUs on ROCm machines, by name; compose.yaml may give their numbers on the host instead.
 RUN groupadd --force --system video && groupadd --force --system render \
     && useradd --uid 10001 --user-group --no-create-home --home-dir /tmp pdmesh \
-    && install -d -o pdmesh -g pdmesh /var/cache/pdmesh /run/pdmesh
+    && install -d -o pdmesh -g pdmesh /var/cache/pdmesh /run/pdmesh \
+    && install -d -m 700 -o pdmesh -g pdmesh /run/pdmesh-keys
 COPY --from=build /opt/pdmesh /opt/pdmesh
 COPY common /opt/pdmesh/src/common
 COPY transfer /opt/pdmesh/src/transfer

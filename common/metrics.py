@@ -10,6 +10,8 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 _GAP_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.0)
+_HAND_OFF = ("prefill", "decode", "backend")
+_STAGE_SECONDS = (0.001, 0.0025, *_SECONDS)
 _RATIOS = (0.1, 0.2, 0.5, 0.67, 0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.25, 1.5, 2.0, 5.0, 10.0)
 
 
@@ -33,6 +35,13 @@ class Metrics:
             registry=registry,
             buckets=_RATIOS,
         )
+        self.stage_s = Histogram(
+            "pdmesh_request_stage_seconds",
+            "What each stage of a traced request took, told at its end.",
+            ["stage"],
+            registry=registry,
+            buckets=_STAGE_SECONDS,
+        )
         self.queued = Gauge("pdmesh_requests_queued", "Requests that wait for a place.", registry=registry)
         self.running = Gauge("pdmesh_requests_running", "Requests placed on instances.", registry=registry)
         self.requests = Counter(
@@ -41,18 +50,18 @@ class Metrics:
             ["outcome"],
             registry=registry,
         )
-        self.prompt_tokens = Counter("pdmesh_prompt_tokens", "Prompt tokens of requests ended.", registry=registry)
+        self.prompt_tokens = Counter("pdmesh_prompt_tokens", "Prompt tokens of requests accepted.", registry=registry)
         self.cached_tokens = Counter(
             "pdmesh_cached_tokens", "Prompt tokens whose KV was there from earlier requests.", registry=registry
         )
         self.output_tokens = Counter("pdmesh_output_tokens", "Tokens sent to clients.", registry=registry)
         self.handoff_bytes = Counter(
-            "pdmesh_handoff_bytes", "Payload bytes of KV handed off, by backend.", ["backend"], registry=registry
+            "pdmesh_handoff_bytes", "Payload bytes of KV handed off.", _HAND_OFF, registry=registry
         )
         self.handoff_s = Histogram(
             "pdmesh_handoff_seconds",
-            "Duration of a hand-off of KV, by backend.",
-            ["backend"],
+            "Duration of a hand-off of KV, from D's connection to P.",
+            _HAND_OFF,
             registry=registry,
             buckets=_SECONDS,
         )
@@ -71,7 +80,9 @@ class Metrics:
             ["prefill", "decode", "backend"],
             registry=registry,
         )
-        self.handoff_failures = Counter("pdmesh_handoff_failures", "Hand-offs that failed.", registry=registry)
+        self.handoff_failures = Counter(
+            "pdmesh_handoff_failures", "Hand-offs that failed.", ["prefill", "decode"], registry=registry
+        )
         self.malformed_frames = Counter(
             "pdmesh_malformed_frames", "Frames that could not be read, by channel.", ["channel"], registry=registry
         )
@@ -80,6 +91,9 @@ class Metrics:
             "Messages dropped because the peer was gone or its queue full, by channel.",
             ["channel"],
             registry=registry,
+        )
+        self.refused = Counter(
+            "pdmesh_control_refused", "Connections and messages of workers refused for their key.", registry=registry
         )
         self.loop_lag_p99_s = Gauge(
             "pdmesh_loop_lag_p99_seconds", "How late the gateway's event loop was lately: P99.", registry=registry
@@ -91,11 +105,16 @@ class Metrics:
             field: Gauge(f"pdmesh_instance_{field}", f"{field} of an instance.", ["instance"], registry=registry)
             for field in Load.__struct_fields__
         }
+        self._kv_use = Gauge(
+            "pdmesh_instance_kv_use_ratio", "Used of an instance's KV blocks.", ["instance"], registry=registry
+        )
 
     def load_reported(self, instance: str, load: Load) -> None:
         """Show what `instance` holds."""
         for field, gauge in self._loads.items():
             gauge.labels(instance).set(getattr(load, field))
+        if load.blocks_total:
+            self._kv_use.labels(instance).set(load.blocks_used / load.blocks_total)
 
     def link_measured(self, prefill: str, decode: str, figures: LinkFigures) -> None:
         """Show what one backend between two instances reaches."""
@@ -104,7 +123,7 @@ class Metrics:
 
     def instance_lost(self, instance: str) -> None:
         """Show `instance` no more; does nothing for one that never reported."""
-        for gauge in self._loads.values():
+        for gauge in (*self._loads.values(), self._kv_use):
             gauge.remove_by_labels({"instance": instance})
         for gauge in (self._link_rate, self._link_round_trip):
             gauge.remove_by_labels({"prefill": instance})

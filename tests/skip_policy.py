@@ -7,6 +7,7 @@ import pytest
 ALLOWED = (
     "needs a CUDA or ROCm device",
     "needs a container engine",
+    "needs a Chromium browser",
     "needs the public traces",
     "needs the mooncake library",
 )

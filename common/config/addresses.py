@@ -2,6 +2,7 @@
 
 import re
 from ipaddress import ip_address
+from urllib.parse import urlsplit
 
 from common.errors import ConfigError
 
@@ -33,6 +34,17 @@ def parse_control(text: str) -> tuple[str, int] | None:
             f"{text!r} is not a control endpoint: write 'tcp://HOST:PORT' (port 0 takes a free one) or 'ipc://PATH'"
         )
     return match["host"].strip("[]"), int(match["port"])
+
+
+def check_collector(text: str) -> None:
+    """Raise ConfigError unless `text` is the address of an HTTP service."""
+    try:
+        parts = urlsplit(text)
+        is_address = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_address = False
+    if not is_address or parts.query or parts.fragment or any(letter.isspace() for letter in text):
+        raise ConfigError(f"{text!r} is not a collector's address: write http://HOST:PORT or https://HOST:PORT")
 
 
 def is_loopback(host: str) -> bool:

@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 
-from common.config.addresses import is_loopback, parse_control, parse_http
+from common.config.addresses import check_collector, is_loopback, parse_control, parse_http
 from common.config.sizes import parse_size
 from common.config.types import GatewayConfig, InstanceConfig, MeshConfig, TransferConfig
 from common.errors import ConfigError
@@ -12,22 +12,36 @@ from common.messages.control import Role
 
 _ID = re.compile(r"[A-Za-z0-9_.-]+")
 _DEVICE = re.compile(r"cpu|(cuda|rocm)(:\d+)?")
-RESERVED_IDS = frozenset({"gateway", "-"})
-"""Names that mean something else in logs and in the placement header."""
+RESERVED_IDS = frozenset({"gateway", "-", ".", ".."})
+"""Names that mean something else in logs, in the placement header, or as a folder."""
 
 
 def problems(config: MeshConfig) -> Iterator[str]:
     """A sentence for everything that keeps `config` from being used: key, value, what is allowed, what to do."""
     yield from _of_gateway(config.gateway)
     yield from _of_transfer(config.transfer)
+    yield from _of_tracing(config)
     for index, instance in enumerate(config.instances):
         yield from _of_instance(f"instances[{index}]", instance)
     yield from _of_mesh(config)
 
 
+def id_problem(name: str) -> str | None:
+    """Why `name` cannot be an instance's id; None: it can."""
+    if _ID.fullmatch(name) and name not in RESERVED_IDS:
+        return None
+    return f"use letters, digits, '_', '.' and '-', and not {sorted(RESERVED_IDS)}"
+
+
 def _of_gateway(gateway: GatewayConfig) -> Iterator[str]:
     yield from _refusal("gateway.http", lambda: parse_http(gateway.http))
     yield from _refusal("gateway.control", lambda: parse_control(gateway.control))
+    if gateway.control_keys is None and not gateway.insecure and _is_open(gateway.control):
+        yield (
+            f"gateway.control is {gateway.control!r}, which other machines may reach, and without keys anybody there "
+            "may join and read prompts: run `pdmesh keys init --out keys` and set gateway.control_keys: keys, or set "
+            "gateway.insecure: true if nobody else is on that network"
+        )
     if _same_port(gateway):
         yield (
             f"gateway.control is {gateway.control!r}, on the port of gateway.http {gateway.http!r}: "
@@ -40,6 +54,14 @@ def _of_gateway(gateway: GatewayConfig) -> Iterator[str]:
         )
 
 
+def _is_open(control: str) -> bool:
+    try:
+        address = parse_control(control)
+    except ConfigError:
+        return False  # told by another rule
+    return address is not None and not is_loopback(address[0])
+
+
 def _same_port(gateway: GatewayConfig) -> bool:
     try:
         control = parse_control(gateway.control)
@@ -47,6 +69,14 @@ def _same_port(gateway: GatewayConfig) -> bool:
     except ConfigError:
         return False  # told by another rule
     return control is not None and control[1] == port != 0
+
+
+def _of_tracing(config: MeshConfig) -> Iterator[str]:
+    if (otlp := config.tracing.otlp) is None:
+        return
+    yield from _refusal("tracing.otlp", lambda: check_collector(otlp))
+    if config.gateway.traces == 0:
+        yield f"gateway.traces is 0 with tracing.otlp {otlp!r}: what is sent is made of kept traces; keep some"
 
 
 def _of_transfer(transfer: TransferConfig) -> Iterator[str]:
@@ -65,8 +95,8 @@ def _of_transfer(transfer: TransferConfig) -> Iterator[str]:
 
 
 def _of_instance(path: str, instance: InstanceConfig) -> Iterator[str]:
-    if not _ID.fullmatch(instance.id) or instance.id in RESERVED_IDS:
-        yield f"{path}.id is {instance.id!r}: use letters, digits, '_', '.' and '-', and not {sorted(RESERVED_IDS)}"
+    if (problem := id_problem(instance.id)) is not None:
+        yield f"{path}.id is {instance.id!r}: {problem}"
     if not _DEVICE.fullmatch(instance.device):
         yield f"{path}.device is {instance.device!r}: write 'cpu', 'cuda', 'cuda:N', 'rocm' or 'rocm:N'"
     if (ranks := instance.tp * instance.pp) > 1:

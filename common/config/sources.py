@@ -13,7 +13,7 @@ from common.config.types import MeshConfig
 from common.errors import ConfigError
 
 PREFIX = "PDMESH_"
-RESERVED = frozenset({"PDMESH_CACHE", "PDMESH_DATA", "PDMESH_TORCH"})
+RESERVED = frozenset({"PDMESH_API_KEY", "PDMESH_CACHE", "PDMESH_DATA", "PDMESH_TORCH", "PDMESH_URL"})
 """Variables that are not configuration of a mesh."""
 
 _NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)

@@ -27,6 +27,12 @@ class GatewayConfig(_Section, frozen=True):
     """host:port of the OpenAI-compatible API; port 0 takes a free one."""
     control: str = "tcp://127.0.0.1:5700"
     """ZeroMQ endpoint where workers join."""
+    control_keys: str | None = None
+    """Folder of the keys that `pdmesh keys init` makes, for encrypted connections to `control` that prove who joins;
+    null: none. Needed where `control` is not this machine's loopback or an ipc:// path."""
+    insecure: bool = False
+    """Whether `control` may be open to other machines without keys: whoever reaches it can then join, and read every
+    prompt."""
     deadline_s: PositiveSeconds = 300.0
     """Longest life of a request, queueing included."""
     queue: Positive = 256
@@ -42,7 +48,33 @@ class GatewayConfig(_Section, frozen=True):
     traces: Annotated[int, msgspec.Meta(ge=0, le=100_000)] = 1000
     """Requests whose traces are kept, the last ones, for `pdmesh trace`; 0: none."""
     max_body: Annotated[int, msgspec.Meta(ge=1024)] = 8 << 20
-    """Largest HTTP body in bytes."""
+    """Largest HTTP body in bytes; a larger one is a 413."""
+    max_header: Annotated[int, msgspec.Meta(ge=1024, le=1 << 20)] = 16 << 10
+    """Largest head of a request in bytes, its first line and its headers; a larger one is a 431."""
+    max_prompt: Positive | None = None
+    """Most tokens of a prompt; null: as many as the context holds. A longer one is a 400."""
+    max_streams: Positive = 4096
+    """Answers that are streamed at a time; one more is a 429."""
+    max_connections: Positive = 8192
+    """Connections of clients at a time; one more is told 503 and closed. Fewer where the system allows fewer files."""
+    slow_client_s: PositiveSeconds = 60.0
+    """How long a client may take to send its body (then 408), and how long it may leave its answer unread before it is
+    cut off and its request cancelled."""
+    api_keys: str | None = None
+    """File of API keys, made by `pdmesh keys api`; null: everybody may ask."""
+    silence_s: PositiveSeconds | None = 30.0
+    """A pair of instances whose requests show no sign for so long is asked for a token, as every new pair is; one that
+    does not answer within as long again is not counted by /ready. null: members count as they are."""
+
+
+class TracingConfig(_Section, frozen=True):
+    """Requests as OpenTelemetry traces; needs the package extra `tracing`. docs/tracing.md."""
+
+    otlp: str | None = None
+    """Where the gateway sends them: the address of a collector that takes OTLP over HTTP, such as
+    http://127.0.0.1:4318; null: nowhere."""
+    sample: Annotated[float, msgspec.Meta(ge=0, le=1)] = 1.0
+    """Share of the requests that is sent. A client that sends a traceparent decides itself."""
 
 
 class TlsConfig(_Section, frozen=True):
@@ -177,6 +209,7 @@ class MeshConfig(_Section, frozen=True):
     many. A number from 0.0 to 1.0: this share of them."""
     gateway: GatewayConfig = GatewayConfig()
     transfer: TransferConfig = TransferConfig()
+    tracing: TracingConfig = TracingConfig()
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """The least that is logged."""
     instances: tuple[InstanceConfig, ...] = msgspec.field(default_factory=_default_instances)

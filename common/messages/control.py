@@ -14,7 +14,7 @@ from common.kv.ticket import Ticket
 from common.messages.device import DeviceFacts
 from common.messages.sampling import SamplingParams, TokenLogprobs
 
-WIRE_VERSION = 3
+WIRE_VERSION = 4
 """Version of the control messages. Raise it when a change cannot be read by the other side."""
 
 
@@ -126,6 +126,8 @@ class EmittedTokens(msgspec.Struct, frozen=True, forbid_unknown_fields=True, arr
     finish: FinishReason | None = None
     logprobs: tuple[TokenLogprobs, ...] = ()
     """One per token when asked for, else empty."""
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+    """Of the prompt's tokens from the second on when asked for: with the first token of choice 0 alone."""
 
 
 class DecodeProgress(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
@@ -137,6 +139,13 @@ class DecodeProgress(msgspec.Struct, frozen=True, forbid_unknown_fields=True, ar
     """Prompt tokens already computed here of requests that have no token yet."""
 
 
+class DecodeBegan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
+    """How long ago, by D's clock, the first step began that computed anything of a request that has its first token."""
+
+    request: RequestId
+    seconds: float
+
+
 class TokensEmitted(_Message, frozen=True):
     """What one step of a decode instance produced, for every request of this gateway."""
 
@@ -144,6 +153,19 @@ class TokensEmitted(_Message, frozen=True):
     generation: Generation
     items: tuple[EmittedTokens, ...]
     progress: DecodeProgress | None = None
+    began: tuple[DecodeBegan, ...] = ()
+    """Of the requests whose first token is among `items`."""
+
+
+class PrefillTimes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where the time of a prompt went that P computed whole, by P's clock: one after the other, until it let go."""
+
+    waited_s: float
+    """From the RunPrefill until its first step."""
+    computed_s: float
+    """From there until all layers of all tokens were computed; steps for other prompts in between count too."""
+    held_s: float
+    """From there until the blocks were free: what was still on its way to D, or nobody came for."""
 
 
 class PrefillReleased(_Message, frozen=True):
@@ -152,6 +174,8 @@ class PrefillReleased(_Message, frozen=True):
     instance: InstanceId
     generation: Generation
     request: RequestId
+    times: PrefillTimes | None = None
+    """None where the prompt was not computed to its end."""
 
 
 class PrefixReused(_Message, frozen=True):
@@ -178,6 +202,8 @@ class KVLanded(_Message, frozen=True):
     """Scheme of the backend that moved it."""
     casting_side: str
     """Who converted elements: "source", "sink" or "nobody"."""
+    first_byte_s: float = 0.0
+    """Of `seconds`, those until the first segment had arrived: P was still computing, or had other work."""
 
 
 class LinkFigures(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -6,8 +6,8 @@ import msgspec
 class SamplingParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """Sampling of one request. `temperature == 0` is greedy; then top_k, top_p, min_p and seed have no effect.
 
-    Order of application: penalties and bias on the logits, temperature, then top_k, top_p, min_p on the tempered
-    distribution, then Gumbel-max with noise keyed by (seed, choice, position, token id).
+    Order of application: the grammar's mask, penalties and bias on the logits, temperature, then top_k, top_p, min_p
+    on the tempered distribution, then Gumbel-max with noise keyed by (seed, choice, position, token id).
     """
 
     temperature: float = 1.0
@@ -23,12 +23,18 @@ class SamplingParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True, om
     logit_bias: dict[int, float] = {}
     seed: int = 0
     """Always set by the gateway (drawn there when the client gives none), so that a retry samples the same."""
+    grammar: str = ""
+    """What the tokens must spell, in the words of `common.grammar`; empty: anything. It masks the logits before all
+    else, and stop tokens are sampled only where it may end."""
     logprobs: int | None = None
     """None: none; k: the chosen token's logprob and the k likeliest tokens' (of the unmodified distribution)."""
+    prompt_logprobs: int | None = None
+    """The same of each token of the prompt but the first, after those before it. Who asks needs every position of the
+    prompt computed in one place: split 0, and no KV of earlier requests."""
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
-    """Natural-log probabilities of one emitted token, before penalties, bias and temperature."""
+    """Natural-log probabilities of one token, emitted or of the prompt, before penalties, bias and temperature."""
 
     chosen: float
     top: tuple[tuple[int, float], ...] = ()

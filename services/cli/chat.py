@@ -11,7 +11,7 @@ import msgspec
 from rich.console import Console
 
 from common.errors import PdmeshError
-from services.cli.gateway_client import NoMesh, ask, error_of, no_mesh
+from services.cli.gateway_client import Gateway, GatewayAt, NoMesh, ask, error_of, no_mesh
 
 _TIMEOUT_S: Final = 600.0
 """Between two pieces of an answer: the queue of a busy mesh may be long."""
@@ -31,6 +31,10 @@ class ChatSettings(msgspec.Struct, frozen=True):
     system: str | None = None
     max_tokens: int | None = None
     temperature: float | None = None
+    key: str | None = None
+
+    def __repr__(self) -> str:
+        return f"ChatSettings({self.url!r}, {self.model!r})"
 
 
 class _Entry(msgspec.Struct):
@@ -63,9 +67,9 @@ class Conversation:
         self._messages = [*messages, {"role": "assistant", "content": "".join(pieces)}]
 
 
-def served_model(url: str) -> str:
-    """What the mesh at `url` serves. Raises NoMesh."""
-    return ask(url, "/v1/models", _Models)[1].data[0].id
+def served_model(at: GatewayAt) -> str:
+    """What the mesh serves. Raises NoMesh."""
+    return ask(at, "/v1/models", _Models)[1].data[0].id
 
 
 def run_chat(settings: ChatSettings, first: str | None, read: Callable[[], str], console: Console) -> None:
@@ -112,8 +116,9 @@ def _stream(settings: ChatSettings, messages: list[dict[str, str]]) -> Iterator[
         body["max_completion_tokens"] = settings.max_tokens
     if settings.temperature is not None:
         body["temperature"] = settings.temperature
-    request = urllib.request.Request(
-        f"{settings.url.rstrip('/')}/v1/chat/completions",
+    request = Gateway(settings.url, settings.key).request(
+        "/v1/chat/completions",
+        method="POST",
         data=json.dumps(body).encode(),
         headers={"Content-Type": "application/json"},
     )

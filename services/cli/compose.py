@@ -51,12 +51,16 @@ def run_compose(flags: ComposeFlags, environ: Mapping[str, str]) -> ExitCode:
 
 
 def _with_absolute_paths(config: MeshConfig) -> MeshConfig:
-    """`config` with TLS files that can be found from anywhere; profiles are copied from where they are."""
-    tls = config.transfer.tls
-    if tls is None:
-        return config
-    tls = TlsConfig(*(str(_path(name).absolute()) for name in (tls.certificate, tls.key, tls.authority)))
-    return msgspec.structs.replace(config, transfer=msgspec.structs.replace(config.transfer, tls=tls))
+    """`config` with keys and TLS files that can be found from anywhere; profiles are copied from where they are."""
+    gateway, transfer = config.gateway, config.transfer
+    if gateway.control_keys is not None:
+        gateway = msgspec.structs.replace(gateway, control_keys=_absolute(gateway.control_keys))
+    if gateway.api_keys is not None:
+        gateway = msgspec.structs.replace(gateway, api_keys=_absolute(gateway.api_keys))
+    if (tls := transfer.tls) is not None:
+        tls = TlsConfig(_absolute(tls.certificate), _absolute(tls.key), _absolute(tls.authority))
+        transfer = msgspec.structs.replace(transfer, tls=tls)
+    return msgspec.structs.replace(config, gateway=gateway, transfer=transfer)
 
 
 def _settings(flags: ComposeFlags, config: MeshConfig) -> ComposeSettings:
@@ -80,6 +84,10 @@ def _local_model(name: str) -> str | None:
     path = _path(name)
     is_local = name and name not in BUILT_IN and (path.is_dir() or path.suffix == ".gguf")
     return str(path.absolute()) if is_local else None
+
+
+def _absolute(name: str) -> str:
+    return str(_path(name).absolute())
 
 
 def _path(name: str) -> Path:

@@ -7,25 +7,25 @@ from rich.console import Console
 from rich.table import Table
 
 from common.messages.control import LinkMeasured
-from services.cli.gateway_client import ask
+from services.cli.gateway_client import GatewayAt, ask
 
 
 class _Answer(msgspec.Struct, frozen=True):
     links: list[LinkMeasured]
 
 
-def show_links(url: str, *, as_json: bool, console: Console) -> None:
-    """Print the table of the mesh whose gateway serves at `url`. Raises NoMesh."""
-    links = fetch_links(url)
+def show_links(at: GatewayAt, *, as_json: bool, console: Console) -> None:
+    """Print the table of the mesh whose gateway serves there. Raises NoMesh."""
+    links = fetch_links(at)
     if as_json:
         console.print_json(msgspec.json.encode(links).decode())
         return
     console.print(links_table(links))
 
 
-def fetch_links(url: str) -> Sequence[LinkMeasured]:
-    """What the gateway at `url` knows. Raises NoMesh."""
-    return ask(url, "/links", _Answer)[1].links
+def fetch_links(at: GatewayAt) -> Sequence[LinkMeasured]:
+    """What the gateway knows. Raises NoMesh."""
+    return ask(at, "/links", _Answer)[1].links
 
 
 def links_table(links: Sequence[LinkMeasured]) -> Table:

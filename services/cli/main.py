@@ -3,14 +3,18 @@
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from common.errors import PdmeshError
 from common.messages.control import Role
 from services.cli.bench_commands import bench_app
+from services.cli.keys import keys_app
 from services.cli.outcome import ExitCode, report
+
+if TYPE_CHECKING:
+    from services.cli.gateway_client import Gateway
 
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", help="mesh.yaml; without it every key has its default.", dir_okay=False)
@@ -20,6 +24,10 @@ ModelFolder = Annotated[Path | None, typer.Option("--model-folder", hidden=True,
 ParentFd = Annotated[int | None, typer.Option("--parent-fd", hidden=True, help="End when this pipe closes.")]
 GatewayUrl = Annotated[str, typer.Option("--url", help="Where the gateway serves.", envvar="PDMESH_URL")]
 DEFAULT_URL = "http://127.0.0.1:8000"
+ApiKey = Annotated[
+    str | None,
+    typer.Option("--api-key", metavar="KEY", help="Where the gateway asks for one.", envvar="PDMESH_API_KEY"),
+]
 
 app = typer.Typer(
     name="pdmesh",
@@ -31,6 +39,7 @@ model_app = typer.Typer(name="model", help="Models on this machine.", no_args_is
 config_app = typer.Typer(name="config", help="The configuration.", no_args_is_help=True)
 app.add_typer(model_app)
 app.add_typer(config_app)
+app.add_typer(keys_app)
 app.add_typer(bench_app)
 
 
@@ -86,7 +95,8 @@ def decode(
 
 @app.command()
 def links(
-    url: Annotated[str, typer.Option(help="Where the gateway serves.")] = "http://127.0.0.1:8000",
+    url: GatewayUrl = DEFAULT_URL,
+    api_key: ApiKey = None,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
 ) -> None:
     """Show how fast KV moves between the instances of a running mesh, by each backend."""
@@ -94,12 +104,13 @@ def links(
 
     from services.cli.links import show_links
 
-    show_links(url, as_json=as_json, console=Console())
+    show_links(_at(url, api_key), as_json=as_json, console=Console())
 
 
 @app.command()
 def status(
     url: GatewayUrl = DEFAULT_URL,
+    api_key: ApiKey = None,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Anew every second, until Ctrl-C.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
 ) -> None:
@@ -108,8 +119,8 @@ def status(
     from services.cli.trace import wide_console
 
     if watch and not as_json:
-        watch_status(url, wide_console())
-    elif not show_status(url, as_json=as_json, console=wide_console()):
+        watch_status(_at(url, api_key), wide_console())
+    elif not show_status(_at(url, api_key), as_json=as_json, console=wide_console()):
         raise typer.Exit(ExitCode.FAILED)
 
 
@@ -120,26 +131,28 @@ def drain(
     wait: Annotated[
         float | None, typer.Option(min=0, metavar="SECONDS", help="Return when it holds nothing, or fail.")
     ] = None,
+    api_key: ApiKey = None,
 ) -> None:
     """Let an instance finish what it has and be given nothing new, before it is stopped or replaced."""
     from rich.console import Console
 
     from services.cli.draining import drain as run_drain
 
-    run_drain(url, instance, wait, Console())
+    run_drain(_at(url, api_key), instance, wait, Console())
 
 
 @app.command()
 def resume(
     instance: Annotated[str, typer.Argument(metavar="ID", help="One that drains.")],
     url: GatewayUrl = DEFAULT_URL,
+    api_key: ApiKey = None,
 ) -> None:
     """Let an instance that drains be given requests again."""
     from rich.console import Console
 
     from services.cli.draining import resume as run_resume
 
-    run_resume(url, instance, Console())
+    run_resume(_at(url, api_key), instance, Console())
 
 
 @app.command()
@@ -150,12 +163,14 @@ def chat(
     system: Annotated[str | None, typer.Option(help="Said to the model before all else.")] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Of each answer.")] = None,
     temperature: Annotated[float | None, typer.Option(min=0, max=2, help="0 is greedy.")] = None,
+    api_key: ApiKey = None,
 ) -> None:
     """Talk to a running mesh."""
     from services.cli.chat import ChatSettings, run_chat, served_model
     from services.cli.trace import wide_console
 
-    settings = ChatSettings(url, model or served_model(url), system, max_tokens, temperature)
+    chosen = model or served_model(_at(url, api_key))
+    settings = ChatSettings(url, chosen, system, max_tokens, temperature, api_key)
     run_chat(settings, text, lambda: input("> "), wide_console())
 
 
@@ -167,23 +182,32 @@ def trace(
             metavar="REQUEST_ID", help="As in x-request-id, or the id of an answer. Without it: the newest."
         ),
     ] = None,
-    url: Annotated[str, typer.Option(help="Where the gateway serves.")] = "http://127.0.0.1:8000",
+    url: GatewayUrl = DEFAULT_URL,
+    api_key: ApiKey = None,
     limit: Annotated[int, typer.Option(min=1, max=1000, help="How many of the newest.")] = 20,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+    perfetto: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write a timeline for ui.perfetto.dev; many with --limit.", dir_okay=False),
+    ] = None,
 ) -> None:
-    """Explain a placement: the candidates, and predicted beside real times."""
-    from services.cli.trace import show_trace, show_traces, wide_console
+    """Show where the time of a request went, and why it was placed as it was: predicted beside real times."""
+    from services.cli.trace import show_trace, show_traces, wide_console, write_perfetto
 
-    if request is None:
-        show_traces(url, limit, as_json=as_json, console=wide_console())
+    at = _at(url, api_key)
+    if perfetto is not None:
+        write_perfetto(at, request, limit, perfetto, wide_console())
+    elif request is None:
+        show_traces(at, limit, as_json=as_json, console=wide_console())
     else:
-        show_trace(url, request, as_json=as_json, console=wide_console())
+        show_trace(at, request, as_json=as_json, console=wide_console())
 
 
 @app.command()
 def profile(
     out: Annotated[Path, typer.Option(help="A .json file for one instance; a folder, for ID.json of each.")],
-    url: Annotated[str, typer.Option(help="Where the gateway serves.")] = "http://127.0.0.1:8000",
+    url: GatewayUrl = DEFAULT_URL,
+    api_key: ApiKey = None,
     instance: Annotated[list[str] | None, typer.Option(help="Its id; give several times. Default: all.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw measured against fitted here, as a PNG.")] = None,
     repeats: Annotated[int, typer.Option(min=1, max=100, help="Runs of each step; the median counts.")] = 6,
@@ -195,7 +219,7 @@ def profile(
 
     from services.cli.profile import ALL, ProfileFlags, run_profile
 
-    flags = ProfileFlags(url, tuple(instance or (ALL,)), out, plot, repeats, quick, longest)
+    flags = ProfileFlags(url, tuple(instance or (ALL,)), out, plot, repeats, quick, longest, api_key)
     raise typer.Exit(run_profile(flags, Console(stderr=True)))
 
 
@@ -351,6 +375,12 @@ def config_check(config: ConfigFile = None) -> None:
     mesh = load_mesh(config, _environ(), {})
     instances = ", ".join(f"{instance.id} ({instance.role})" for instance in mesh.instances)
     print(f"ok: model {mesh.model}, dtype {mesh.dtype}, split {mesh.split}, instances {instances}")
+
+
+def _at(url: str, api_key: str | None) -> "Gateway":
+    from services.cli.gateway_client import Gateway
+
+    return Gateway(url, api_key)
 
 
 def _environ() -> dict[str, str]:

@@ -54,6 +54,8 @@ class ProfileFlags(msgspec.Struct, frozen=True):
     is_quick: bool
     longest: int | None = None
     """Tokens of the longest prompt and context measured; None: as the grid has it."""
+    key: str | None = None
+    """The API key with which to ask."""
 
 
 def run_profile(flags: ProfileFlags, console: Console) -> ExitCode:
@@ -63,7 +65,7 @@ def run_profile(flags: ProfileFlags, console: Console) -> ExitCode:
     """
     if flags.plot is not None:
         require_plots()
-    client = MeshClient(flags.url)
+    client = MeshClient(flags.url, flags.key)
     chosen = _chosen(client.instances(), flags.instances)
     files = _files(chosen, flags.out)
     size = QUICK if flags.is_quick else FULL

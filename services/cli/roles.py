@@ -10,6 +10,7 @@ from typing import assert_never
 import msgspec
 import uvloop
 
+from common.bus.keys import key_reader
 from common.config.load import load_mesh
 from common.config.types import InstanceConfig, MeshConfig
 from common.errors import ConfigError
@@ -58,6 +59,7 @@ def run_instance_process(flags: ProcessFlags, role: Role, name: str | None, envi
     mesh = _load(flags, environ)
     instance = find_instance(mesh, role, name)
     configure_logs(instance.id, mesh.log_level, sys.stderr)
+    key_reader(mesh.gateway.control_keys, instance.id)()  # that it has none is better told before the model is loaded
     if instance.cpu_affinity is not None:
         pin_to(instance.cpu_affinity)
     threads = threads_for(instance, mesh.instances, usable_core_count())

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from common.messages.operator import InstanceInfo, InstanceList
-from services.cli.gateway_client import ask
+from services.cli.gateway_client import GatewayAt, ask
 
 REFRESH_S: Final = 1.0
 _NOTHING: Final = "–"
@@ -49,9 +49,9 @@ class Rates:
         return rates
 
 
-def show_status(url: str, *, as_json: bool, console: Console) -> bool:
+def show_status(at: GatewayAt, *, as_json: bool, console: Console) -> bool:
     """Print it once; whether the mesh is ready. Raises NoMesh."""
-    standing = fetch_standing(url)
+    standing = fetch_standing(at)
     if as_json:
         console.print_json(msgspec.json.encode(standing).decode())
     else:
@@ -59,27 +59,27 @@ def show_status(url: str, *, as_json: bool, console: Console) -> bool:
     return standing.ready.status == "ready"
 
 
-def watch_status(url: str, console: Console, looks: int | None = None) -> None:
+def watch_status(at: GatewayAt, console: Console, looks: int | None = None) -> None:
     """Print it anew every second, until interrupted or `looks` times. Raises NoMesh where the gateway goes away."""
     rates = Rates(time.monotonic)  # noqa: TID251 - a person looks at it
     with Live(console=console, auto_refresh=False) as live:
         count = 0
         while looks is None or count < looks:
-            standing = fetch_standing(url)
+            standing = fetch_standing(at)
             live.update(view(standing, rates.look(standing.instances)), refresh=True)
             count += 1
             if count != looks:
                 time.sleep(REFRESH_S)
 
 
-def fetch_standing(url: str) -> Standing:
-    """What the gateway at `url` says. Raises NoMesh."""
-    _, found = ask(url, "/instances", InstanceList)
-    return Standing(_readiness(url), found.instances)
+def fetch_standing(at: GatewayAt) -> Standing:
+    """What the gateway says. Raises NoMesh."""
+    _, found = ask(at, "/instances", InstanceList)
+    return Standing(_readiness(at), found.instances)
 
 
-def _readiness(url: str) -> Readiness:
-    return ask(url, "/ready", Readiness, also=503)[1]
+def _readiness(at: GatewayAt) -> Readiness:
+    return ask(at, "/ready", Readiness, also=503)[1]
 
 
 def view(standing: Standing, rates: dict[str, float]) -> RenderableType:

@@ -1,21 +1,24 @@
 """`pdmesh trace`: why requests were placed as they were, and what was predicted beside what came true."""
 
 import urllib.parse
+from pathlib import Path
 from typing import Final, TypeVar
 
 from rich.console import Console
 
 from common.errors import PdmeshError
-from services.cli.gateway_client import GatewayRefused, ask, no_mesh
+from services.cli.gateway_client import GatewayAt, GatewayRefused, ask, no_mesh
+from services.cli.trace_perfetto import perfetto_file
 from services.cli.trace_view import (
     candidates_table,
     events_table,
     headline,
-    stages_table,
+    legs_table,
+    parts_table,
     summaries_table,
     why_nothing_is_predicted,
 )
-from services.gateway.trace_types import RequestTrace, TraceList
+from services.gateway.trace_types import RequestTrace, TraceList, WholeTraces
 
 _PIPE_COLUMNS: Final = 160
 
@@ -26,6 +29,10 @@ class NoTrace(PdmeshError):
     """The gateway keeps no trace of that request; its own words."""
 
 
+class FileNotWritten(PdmeshError):
+    """The file that was asked for cannot be written there."""
+
+
 def wide_console() -> Console:
     """On stdout: as wide as the terminal, or in a pipe as wide as the tables, where rich would take 80 columns."""
     console = Console()
@@ -34,9 +41,9 @@ def wide_console() -> Console:
     return console
 
 
-def show_traces(url: str, limit: int, *, as_json: bool, console: Console) -> None:
-    """Print the newest `limit` requests of the mesh whose gateway serves at `url`. Raises NoMesh."""
-    body, found = _ask(url, f"/traces?limit={limit}", TraceList)
+def show_traces(at: GatewayAt, limit: int, *, as_json: bool, console: Console) -> None:
+    """Print the newest `limit` requests of the mesh whose gateway serves there. Raises NoMesh."""
+    body, found = _ask(at, f"/traces?limit={limit}", TraceList)
     if as_json:
         console.print_json(body.decode())
     elif not found.kept:
@@ -47,29 +54,57 @@ def show_traces(url: str, limit: int, *, as_json: bool, console: Console) -> Non
         console.print(summaries_table(found.traces))
 
 
-def show_trace(url: str, request: str, *, as_json: bool, console: Console) -> None:
+def show_trace(at: GatewayAt, request: str, *, as_json: bool, console: Console) -> None:
     """Print all that is known of one request. Raises NoMesh, and NoTrace where the gateway does not know it."""
-    body, trace = _ask(url, f"/traces/{urllib.parse.quote(request, safe='')}", RequestTrace)
+    body, trace = _ask(at, _path_of(request), RequestTrace)
     if as_json:
         console.print_json(body.decode())
         return
     for line in headline(trace):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
+    console.print(parts_table(trace))
     if (events := events_table(trace)).row_count:
         console.print(events)
     if trace.prediction is None:
         console.print(why_nothing_is_predicted(trace), markup=False, highlight=False, soft_wrap=True)
         return
     assert trace.placement is not None
-    console.print(stages_table(trace))
+    console.print(legs_table(trace))
     console.print(candidates_table(trace.placement))
 
 
-def _ask(url: str, path: str, kind: type[T]) -> tuple[bytes, T]:
+def write_perfetto(at: GatewayAt, request: str | None, limit: int, file: Path, console: Console) -> None:
+    """Write one request, or the newest `limit`, for ui.perfetto.dev.
+
+    Raises NoMesh, NoTrace where the gateway does not know the request or knows none at all, and FileNotWritten.
+    """
+    if request is None:
+        found = _ask(at, f"/traces?limit={limit}&whole=true", WholeTraces)[1].traces
+    else:
+        found = (_ask(at, _path_of(request), RequestTrace)[1],)
+    if not found:
+        raise NoTrace(
+            f"there is nothing to write to {str(file)!r}: the gateway has no trace yet, or gateway.traces is 0"
+        )
+    try:
+        file.write_bytes(perfetto_file(found))
+    except OSError as error:
+        raise FileNotWritten(f"the timeline cannot be written to {str(file)!r}: {error.strerror}") from error
+    requests = "1 request" if len(found) == 1 else f"{len(found)} requests"
+    console.print(
+        f"{file}: {requests}; open it at https://ui.perfetto.dev", markup=False, highlight=False, soft_wrap=True
+    )
+
+
+def _path_of(request: str) -> str:
+    return f"/traces/{urllib.parse.quote(request, safe='')}"
+
+
+def _ask(at: GatewayAt, path: str, kind: type[T]) -> tuple[bytes, T]:
     """The body and what it says. Raises NoMesh, and NoTrace where the gateway says so."""
     try:
-        return ask(url, path, kind)
+        return ask(at, path, kind)
     except GatewayRefused as refused:
         if refused.code == "unknown_request":
             raise NoTrace(str(refused)) from refused
-        raise no_mesh(url, refused) from refused
+        raise no_mesh(at, refused) from refused

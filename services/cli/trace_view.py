@@ -8,15 +8,26 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
+from services.gateway.trace_parts import Part, Stage, moving_s, parts, prefill_steps
 from services.gateway.trace_types import FINISHED, RUNNING, RequestTrace, TraceSummary
 from services.scheduling.balancer import Split
 from services.scheduling.placement import Placement
 
 _NOTHING: Final = "-"
+_WORDS: Final = {
+    Stage.QUEUE: "gateway: waits for a place",
+    Stage.PREFILL_WAIT: "P waits",
+    Stage.PREFILL: "P computes",
+    Stage.WIRE: "wire, after P has computed",
+    Stage.DECODE_WAIT: "D waits",
+    Stage.DECODE_PROMPT: "D computes the rest of the prompt",
+    Stage.DECODE: "D generates",
+    Stage.ANSWER: "gateway: ends the answer",
+}
 
 
-class Stage(msgspec.Struct, frozen=True):
-    """A part of the way to the first token."""
+class Leg(msgspec.Struct, frozen=True):
+    """A part of the way to the first token, as it was predicted."""
 
     name: str
     predicted_s: float
@@ -29,7 +40,8 @@ def headline(trace: RequestTrace) -> Iterator[str]:
     choices = f" for each of {trace.choices} choices" if trace.choices > 1 else ""
     there = f" ({trace.cached_tokens} of them cached)" if trace.cached_tokens else ""
     asked = f"a prompt of {trace.prompt_tokens}{there}, at most {trace.max_tokens} tokens to come{choices}"
-    yield f"request {trace.request}, {_age(trace.age_s)} ago: {asked}"
+    whose = f" with the key of {trace.key}" if trace.key else ""
+    yield f"request {trace.request}{whose}, {_age(trace.age_s)} ago: {asked}"
     if trace.placement is None:
         yield f"policy {trace.policy}: not placed"
     else:
@@ -47,11 +59,10 @@ def events_table(trace: RequestTrace) -> Table:
     return table
 
 
-def stages(trace: RequestTrace, split: Split) -> Iterator[Stage]:
-    """The way from the placement to the first token; the stages in between add up to it.
+def legs(trace: RequestTrace, split: Split) -> Iterator[Leg]:
+    """The way from the placement to the first token; the legs in between add up to it.
 
-    The gateway hears when the KV has landed at D and when the first token has come, and not when P or D began: what is
-    real holds the work on other requests too, which is a row of its own among the predictions.
+    What is real of D's part holds D's work on other requests too.
     """
     assert trace.placement is not None
     begins_s = max(0.0, split.first_token_s - split.decode_s)
@@ -59,25 +70,58 @@ def stages(trace: RequestTrace, split: Split) -> Iterator[Stage]:
     landed_s = None if trace.landed is None else trace.since_placed(trace.landed.at_s)
     rest_s = None if first_s is None or landed_s is None else first_s - landed_s
     if trace.placement.prefill is None:
-        yield Stage("D's other work", begins_s, None)
+        yield Leg("D's other work", begins_s, None)
     else:
-        yield Stage("until D can begin", begins_s, landed_s)
-        yield Stage("  P's part", split.prefill_s, None)
-        yield Stage("  hand-off after it", split.transfer_s, None)
-        yield Stage("  other work before", max(0.0, begins_s - split.prefill_s - split.transfer_s), None)
-    yield Stage("D's part", split.decode_s, rest_s)
-    yield Stage("first token", split.first_token_s, first_s)
+        real = _prefill_seconds(trace)
+        other_s = max(0.0, begins_s - split.prefill_s - split.transfer_s)
+        yield Leg("until D can begin", begins_s, landed_s)
+        yield Leg("  P's part", split.prefill_s, real.get(Stage.PREFILL))
+        yield Leg("  hand-off after it", split.transfer_s, real.get(Stage.WIRE))
+        yield Leg("  other work before", other_s, real.get(Stage.PREFILL_WAIT))
+    yield Leg("D's part", split.decode_s, rest_s)
+    yield Leg("first token", split.first_token_s, first_s)
 
 
-def stages_table(trace: RequestTrace) -> Table:
+def _prefill_seconds(trace: RequestTrace) -> dict[Stage, float]:
+    """Of the stages up to the landing; none where P has not told, or there was no landing."""
+    if trace.landed is None or prefill_steps(trace) is None:
+        return {}
+    return {part.stage: part.seconds for part in parts(trace)}
+
+
+def parts_table(trace: RequestTrace) -> Table:
+    """Where the time went, stage by stage, and the total."""
+    table = Table("stage", title="Where the time went", title_justify="left")
+    for name in ("seconds", "share"):
+        table.add_column(name, justify="right")
+    table.add_column("remark")
+    for part in parts(trace):
+        share = part.seconds / trace.total_s if trace.total_s else 0.0
+        table.add_row(_WORDS[part.stage], _time(part.seconds), f"{share:.0%}", Text(_remark(trace, part)))
+    table.add_section()
+    table.add_row("total" if trace.ended_s is not None else "until now", _time(trace.total_s), "100%", "")
+    return table
+
+
+def _remark(trace: RequestTrace, part: Part) -> str:
+    landed = trace.landed
+    if part.stage is Stage.WIRE and landed is not None:
+        moved_s = landed.at_s - moving_s(landed)
+        return f"{decimal(landed.payload_bytes)} by {landed.backend}, which came for {_time(moved_s)}"
+    if part.stage is Stage.DECODE and trace.tokens > trace.choices:
+        return f"{trace.tokens} tokens, {_time(part.seconds * trace.choices / (trace.tokens - trace.choices))} each"
+    return ""
+
+
+def legs_table(trace: RequestTrace) -> Table:
     """Predicted beside real."""
     assert trace.prediction is not None
     table = Table("since the placement", title="Predicted and real", title_justify="left")
     for name in ("predicted", "real", "predicted/real"):
         table.add_column(name, justify="right")
-    for stage in stages(trace, trace.prediction):
-        shown = f"{stage.predicted_s / stage.real_s:.2f}" if stage.real_s else _NOTHING
-        table.add_row(stage.name, _time(stage.predicted_s), _time(stage.real_s), shown)
+    for leg in legs(trace, trace.prediction):
+        shown = f"{leg.predicted_s / leg.real_s:.2f}" if leg.real_s else _NOTHING
+        table.add_row(leg.name, _time(leg.predicted_s), _time(leg.real_s), shown)
     return table
 
 

@@ -2,17 +2,18 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, assert_never
 
 from common.clock import Clock
-from common.errors import Failure, FailureKind
+from common.errors import Failure, FailureKind, GrammarRefused
 from common.faults import FaultPoint, Faults
 from common.ids import Generation, InstanceId, RequestId
 from common.kv.prefix import PrefixNews
 from common.messages.control import (
     Abort,
+    DecodeBegan,
     DecodeProgress,
     Drain,
     EmittedTokens,
@@ -35,9 +36,11 @@ from common.messages.control import (
     Welcome,
 )
 from common.tasks import TaskScope
+from services.decode.grammars import Grammars
 from services.engine.api import (
     BlocksReserved,
     ChoiceTokens,
+    ComputingBegan,
     DecodeJob,
     EngineEvent,
     JobEnded,
@@ -48,6 +51,7 @@ from services.engine.api import (
     PrefixFound,
     TokensSampled,
 )
+from services.engine.guide import Grammar
 from services.engine.measuring import answer_measure
 from services.engine.prefix_journal import PrefixJournal
 from services.engine.thread import EngineThread
@@ -65,9 +69,13 @@ _FAULT_TOKENS = {0: FaultPoint.DECODE_FIRST_TOKEN, 7: FaultPoint.DECODE_EIGHTH_T
 class _Job:
     message: RunDecode
     deadline_at: float
+    compiling: asyncio.Task[Grammar | Failure] | None = None
+    """While its grammar is compiled; the engine does not know it yet."""
     intake: asyncio.Task[Any] | None = None
     is_dropped: bool = False
     failure: Failure | None = None
+    began_at: float | None = None
+    """When it was first computed; None again once that has been told."""
 
 
 class DecodeJobs:
@@ -84,6 +92,7 @@ class DecodeJobs:
         send: Callable[[FromWorker], None],
         clock: Clock,
         faults: Faults,
+        grammars: Grammars | None = None,
     ) -> None:
         self._instance = instance
         self._engine = engine
@@ -91,6 +100,7 @@ class DecodeJobs:
         self._send = send
         self._clock = clock
         self._faults = faults
+        self._grammars = grammars
         self._jobs: dict[RequestId, _Job] = {}
         self._prefixes = PrefixJournal()
         self._tasks = TaskScope("decode")
@@ -128,9 +138,33 @@ class DecodeJobs:
         if is_stale or request in self._jobs:
             _log.warning("request %s: not run: of a life that is over, or here already", request)
             return
-        self._jobs[request] = _Job(message, self._clock.now() + message.deadline_s)
+        job = self._jobs[request] = _Job(message, self._clock.now() + message.deadline_s)
         self._faults.reach(FaultPoint.DECODE_ACCEPTED)
-        self._engine.submit(_engine_job(message))
+        if message.sampling.grammar:
+            job.compiling = self._tasks.start(self._compile(message.sampling.grammar), f"grammar:{request}")
+            job.compiling.add_done_callback(lambda task: self._compiled(request, job, task))
+        else:
+            self._engine.submit(_engine_job(message, None))
+
+    async def _compile(self, grammar: str) -> Grammar | Failure:
+        if self._grammars is None:
+            return Failure(FailureKind.INVALID_REQUEST, "this instance keeps no answer within a grammar")
+        try:
+            return await self._grammars.compiled(grammar)
+        except GrammarRefused as error:
+            return Failure(FailureKind.INVALID_REQUEST, f"the grammar of this answer: {error}")
+
+    def _compiled(self, request: RequestId, job: _Job, task: asyncio.Task[Grammar | Failure]) -> None:
+        # A callback, as for the intake: it is called whatever becomes of the task.
+        job.compiling = None
+        if task.cancelled() or job.is_dropped:
+            self._ended(request, None)
+        elif (error := task.exception()) is not None:
+            self._ended(request, Failure(FailureKind.ENGINE_FAILED, f"the grammar was not compiled: {error!r}"))
+        elif isinstance(result := task.result(), Failure):
+            self._ended(request, result)
+        else:
+            self._engine.submit(_engine_job(job.message, result))
 
     async def _meet(self, introduction: MeetPrefill, generation: Generation) -> None:
         try:
@@ -152,7 +186,9 @@ class DecodeJobs:
         if (job := self._jobs.get(request)) is None or job.is_dropped:
             return
         job.is_dropped = True
-        if job.intake is None:
+        if job.compiling is not None:
+            job.compiling.cancel()
+        elif job.intake is None:
             self._engine.end(request)
         else:
             # The intake tells the engine itself, when the sink has let go of the blocks.
@@ -187,6 +223,8 @@ class DecodeJobs:
                 self._reuse(request, tokens)
             case PrefixesChanged(news):
                 self._prefixes.note(news)
+            case ComputingBegan(request):
+                self._jobs[request].began_at = self._clock.now()
             case TokensSampled(items):
                 self._emit(items)
             case JobEnded(request, failure):
@@ -232,7 +270,9 @@ class DecodeJobs:
 
     def _emit(self, items: tuple[ChoiceTokens, ...]) -> None:
         emitted = tuple(
-            EmittedTokens(item.request, item.choice, item.first, item.tokens, item.finish, item.logprobs)
+            EmittedTokens(
+                item.request, item.choice, item.first, item.tokens, item.finish, item.logprobs, item.prompt_logprobs
+            )
             for item in items
             if not self._jobs[item.request].is_dropped
         )
@@ -242,7 +282,16 @@ class DecodeJobs:
         if emitted:
             load = self._engine.load()
             progress = DecodeProgress(load.context_tokens, load.partial_tokens)
-            self._send(TokensEmitted(self._instance, self.generation, emitted, progress))
+            began = tuple(self._begun([item.request for item in emitted if item.first == 0]))
+            self._send(TokensEmitted(self._instance, self.generation, emitted, progress, began))
+
+    def _begun(self, requests: Sequence[RequestId]) -> Iterator[DecodeBegan]:
+        """Of `requests`, which have just had first tokens; each once, though it may have one for each choice."""
+        for request in requests:
+            job = self._jobs[request]
+            if job.began_at is not None:
+                yield DecodeBegan(request, self._clock.now() - job.began_at)
+                job.began_at = None
 
     def _ended(self, request: RequestId, failure: Failure | None) -> None:
         job = self._jobs.pop(request)
@@ -286,7 +335,7 @@ class DecodeJobs:
         await self._tasks.close()
 
 
-def _engine_job(message: RunDecode) -> DecodeJob:
+def _engine_job(message: RunDecode, grammar: Grammar | None) -> DecodeJob:
     return DecodeJob(
         request=message.request,
         prompt=message.prompt,
@@ -296,6 +345,7 @@ def _engine_job(message: RunDecode) -> DecodeJob:
         choices=message.choices,
         stop_tokens=message.stop_tokens,
         min_tokens=message.min_tokens,
+        grammar=grammar,
     )
 
 
@@ -308,4 +358,5 @@ def _landed_message(instance: InstanceId, generation: Generation, request: Reque
         seconds=landed.seconds,
         backend=landed.scheme,
         casting_side=landed.casting_side,
+        first_byte_s=landed.first_byte_s,
     )

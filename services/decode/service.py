@@ -5,12 +5,14 @@ import secrets
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from common.bus.keys import key_reader
 from common.clock import Clock, SystemClock
 from common.config.types import InstanceConfig, MeshConfig
 from common.faults import Faults
 from common.ids import Generation
 from common.messages.control import Register, Role
 from common.signals import stop_on_signals
+from services.decode.grammars import Grammars
 from services.decode.jobs import DecodeJobs
 from services.engine.build import build_instance_runner, decode_limits, prepare_process
 from services.engine.costs import costs_at_start
@@ -35,11 +37,15 @@ class DecodeService:
         build: Callable[[], Runner],
         backends: Sequence[Backend],
         clock: Clock,
+        model_folder: Path | None = None,
     ) -> None:
+        """Without the model's folder, which has its tokenizer, no answer can be kept within a grammar."""
         self._config = config
         self._instance = instance
         self._backends = backends
         self._clock = clock
+        self._model_folder = model_folder
+        self._grammars: Grammars | None = None
         self._limits = decode_limits(instance)
         self.engine = EngineThread(
             build,
@@ -57,6 +63,8 @@ class DecodeService:
         memory = PagedMemory.apart(runner.layout, runner.kv.keys, runner.kv.values)
         limits = TransferLimits.of(self._config.transfer)
         self.sink = KVSink(memory, Generation(0), limits, self._clock, self._backends)
+        if self._model_folder is not None:
+            self._grammars = Grammars(self._model_folder, runner.vocab_size)
         self.jobs = DecodeJobs(
             self._instance.id,
             self.engine,
@@ -64,6 +72,7 @@ class DecodeService:
             lambda message: self._worker.send(message),
             self._clock,
             Faults(self._instance.id, self._instance.emulate.fault_file),
+            self._grammars,
         )
         self._worker = Worker(
             self.jobs,
@@ -71,6 +80,7 @@ class DecodeService:
             self._config.gateway.control,
             lambda: Generation(secrets.randbits(63)),
             self._clock,
+            keys=key_reader(self._config.gateway.control_keys, self._instance.id),
         )
 
     async def serve(self, stop: asyncio.Event) -> None:
@@ -82,6 +92,8 @@ class DecodeService:
         await self.jobs.close()
         await self.sink.close()
         await self.engine.stop()
+        if self._grammars is not None:
+            self._grammars.close()
 
     def _describe(self, generation: Generation) -> Register:
         return Register(
@@ -110,6 +122,7 @@ async def run_decode(config: MeshConfig, instance: InstanceConfig, model_folder:
         lambda: build_instance_runner(instance, config.dtype, model_folder),
         build_backends(config.transfer, installed_backends()),
         SystemClock(),
+        model_folder,
     )
     await service.start()
     try:

@@ -7,6 +7,7 @@ from common.ids import RequestId
 from common.kv.prefix import PrefixNews
 from common.messages.control import FinishReason
 from common.messages.sampling import SamplingParams, TokenLogprobs
+from services.engine.guide import Grammar
 
 
 class PrefillJob(msgspec.Struct, frozen=True):
@@ -27,6 +28,8 @@ class DecodeJob(msgspec.Struct, frozen=True):
     choices: int = 1
     stop_tokens: tuple[int, ...] = ()
     min_tokens: int = 0
+    grammar: Grammar | None = None
+    """`sampling.grammar`, compiled; None where there is none."""
 
 
 Job = PrefillJob | DecodeJob
@@ -60,6 +63,12 @@ class PrefixesChanged(msgspec.Struct, frozen=True):
     news: PrefixNews
 
 
+class ComputingBegan(msgspec.Struct, frozen=True):
+    """The first step that computes anything of the job begins; said at most once, for all its choices together."""
+
+    request: RequestId
+
+
 class LayerReady(msgspec.Struct, frozen=True):
     """A prefill job's KV of tokens [0, token_stop) is in its blocks for this layer (events come layer by layer)."""
 
@@ -90,6 +99,8 @@ class ChoiceTokens(msgspec.Struct, frozen=True):
     tokens: tuple[int, ...]
     logprobs: tuple[TokenLogprobs, ...]
     finish: FinishReason | None
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+    """See EmittedTokens."""
 
 
 class TokensSampled(msgspec.Struct, frozen=True):
@@ -110,6 +121,7 @@ EngineEvent = (
     BlocksReserved
     | PrefixFound
     | PrefixesChanged
+    | ComputingBegan
     | LayerReady
     | PrefillComputed
     | PrefillFailed

@@ -14,7 +14,7 @@ from transformers import AttentionInterface
 
 from common.errors import ModelError
 from services.engine.native.kernels import Kernels
-from services.engine.native.paged import NativeDecodes, NativeWrites
+from services.engine.native.paged import NativeChunk, NativeDecodes, NativeWrites
 from services.engine.paged_kv import PagedKV
 from services.engine.step_plan import Chunk, DecodeGroup, StepPlan
 
@@ -140,7 +140,7 @@ class PagedStep:
         if views is None:
             views = (
                 *self._decode_views(window, native, dtype),
-                *(_chunk_view(self._kv, chunk, window, dtype) for chunk in self._plan.chunks),
+                *(self._chunk_view(chunk, window, native, dtype) for chunk in self._plan.chunks),
             )
             self._views[window, native] = views
         return views
@@ -151,6 +151,12 @@ class PagedStep:
             assert self._kernels is not None  # that is what native means
             return [NativeDecodes(self._kernels, self._kv, groups, window)]
         return [_DecodeView(self._kv, group, window, dtype) for group in groups]
+
+    def _chunk_view(self, chunk: Chunk, window: int | None, native: bool, dtype: torch.dtype) -> "_View":
+        if native:
+            assert self._kernels is not None  # that is what native means
+            return NativeChunk(self._kernels, self._kv, chunk, window)
+        return _chunk_view(self._kv, chunk, window, dtype)
 
 
 class _View(Protocol):

@@ -9,12 +9,13 @@ import logging
 from collections.abc import Callable
 
 from common.costs.step import Step
-from common.errors import Failure, FailureKind
+from common.errors import Failure, FailureKind, GrammarRefused
 from common.ids import RequestId
 from common.kv.prefix import PrefixKeys, root_key
 from services.engine.api import (
     BlocksReserved,
     ChoiceTokens,
+    ComputingBegan,
     DecodeJob,
     EngineEvent,
     EngineLoad,
@@ -28,10 +29,11 @@ from services.engine.api import (
     PrefixFound,
     TokensSampled,
 )
+from services.engine.load import load_of
 from services.engine.measure import MeasurementRefused, StepMeter, Timed
 from services.engine.pool import BlockPool
 from services.engine.prefix_cache import PrefixCache, PrefixChanges
-from services.engine.runner import Runner, Sampled
+from services.engine.runner import Runner, Sampled, StepItem
 from services.engine.sequence import Sequence, step_of
 from services.engine.servable import unservable
 from services.scheduling.continuous import BatchLimits, Phase, SequenceView, StepPlan, Work, decide
@@ -85,9 +87,10 @@ class EngineCore:
             return
         choices = tuple(range(job.choices)) if isinstance(job, DecodeJob) else ()
         external = job.split if isinstance(job, DecodeJob) else 0
+        guide = job.grammar.guide() if isinstance(job, DecodeJob) and job.grammar is not None else None
         key = next(self._keys)
         keys = PrefixKeys(self._root, self._limits.block_size)
-        self._add(Sequence(key, job, choices, keys, external=external, arrival=key))
+        self._add(Sequence(key, job, choices, keys, external=external, arrival=key, guide=guide))
 
     def kv_landed(self, request: RequestId) -> None:
         """The KV of [0, split) is in the blocks of this decode job: go on from there. Unknown requests: no effect."""
@@ -196,8 +199,10 @@ class EngineCore:
         self._emit(PrefillComputed(sequence.job.request))
 
     def _compute(self, work: tuple[Work, ...]) -> None:
-        batch = [(self._sequences[item.key], item.count) for item in work]
-        items = [sequence.item(count) for sequence, count in batch]
+        batch, items = self._batch_of(work)
+        if not batch:
+            return
+        self._tell_begun(batch)
         prefills = [
             (sequence.job.request, sequence.computed + count)
             for sequence, count in batch
@@ -221,9 +226,30 @@ class EngineCore:
             self._emit(TokensSampled(tuple(sampled)))
         self._end_finished(sampled)
 
+    def _batch_of(self, work: tuple[Work, ...]) -> tuple[list[tuple[Sequence, int]], list[StepItem]]:
+        """What the step computes. A request whose grammar cannot be followed further ends here, and it alone."""
+        entries: list[tuple[Sequence, int, StepItem]] = []
+        for key, count in ((item.key, item.count) for item in work):
+            # Not there: another choice of its request has just ended it.
+            if (sequence := self._sequences.get(key)) is None:
+                continue
+            try:
+                entries.append((sequence, count, sequence.item(count)))
+            except GrammarRefused as error:
+                self._end(sequence.job.request, _invalid(f"the grammar of this answer: {error}"))
+        entries = [entry for entry in entries if entry[0].key in self._sequences]
+        return [(sequence, count) for sequence, count, _ in entries], [item for _, _, item in entries]
+
+    def _tell_begun(self, batch: list[tuple[Sequence, int]]) -> None:
+        for sequence, _ in batch:
+            if not sequence.has_begun:
+                sequence.has_begun = True
+                self._emit(ComputingBegan(sequence.job.request))
+
     def _advance(
         self, sequence: Sequence, count: int, tokens: tuple[Sampled, ...], sampled: list[ChoiceTokens]
     ) -> None:
+        tokens = sequence.keep_scores(count, tokens)
         sequence.computed += count
         self._prefixes.remember(sequence)
         if isinstance(sequence.job, PrefillJob):
@@ -235,19 +261,7 @@ class EngineCore:
         branches = [sequence, *self._fork_all(sequence)]
         sequence.choices = sequence.choices[:1]
         for branch, token in zip(branches, tokens, strict=True):
-            sampled.append(self._emit_token(branch, token))
-
-    def _emit_token(self, sequence: Sequence, sampled: Sampled) -> ChoiceTokens:
-        first = len(sequence.output)
-        sequence.output.append(sampled.token)
-        return ChoiceTokens(
-            request=sequence.job.request,
-            choice=sequence.choices[0],
-            first=first,
-            tokens=(sampled.token,),
-            logprobs=() if sampled.logprobs is None else (sampled.logprobs,),
-            finish=sequence.finish_after(sampled.token),
-        )
+            sampled.append(branch.emit(token))
 
     def _fork_all(self, parent: Sequence) -> list[Sequence]:
         """A sequence for each choice but the first; they take their parent's place among those that came later."""
@@ -261,9 +275,7 @@ class EngineCore:
         """A sequence for another choice. It shares the parent's full blocks and copies the one still being filled;
         without room for that it starts over from its tokens, as after a preemption.
         """
-        output, keys = list(parent.output), parent.keys.copy()
-        child = Sequence(next(self._keys), parent.job, (choice,), keys, arrival=parent.arrival, output=output)
-        child.is_new = False
+        child = parent.fork(next(self._keys), choice)
         self._add(child)
         full, partly = divmod(parent.computed, self._limits.block_size)
         holders = sum(s.phase is not Phase.WAITING for s in self._sequences.values())
@@ -322,28 +334,7 @@ class EngineCore:
 
     def load(self) -> EngineLoad:
         """What the engine holds now."""
-        waiting = queued_tokens = context_tokens = partial_tokens = 0
-        for sequence in self._sequences.values():
-            waiting += sequence.phase is Phase.WAITING
-            if sequence.phase is Phase.WAITING or sequence.phase is Phase.RUNNING:
-                known = sequence.known
-                pending = known - sequence.computed
-                if pending > 1:
-                    queued_tokens += pending
-                    partial_tokens += sequence.partial
-                elif sequence.phase is Phase.RUNNING:
-                    context_tokens += known
-        return EngineLoad(
-            waiting=waiting,
-            running=len(self._sequences) - waiting,
-            queued_tokens=queued_tokens,
-            context_tokens=context_tokens,
-            blocks_used=self._pool.num_used,
-            blocks_total=self._pool.num_blocks,
-            steps=self._steps,
-            partial_tokens=partial_tokens,
-            blocks_kept=self._pool.num_kept,
-        )
+        return load_of(self._sequences.values(), self._pool, self._steps)
 
     def _tell_news(self) -> None:
         if (news := self._news.take()) is not None:

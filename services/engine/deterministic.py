@@ -7,7 +7,7 @@ mesh therefore changes the answer, while a right mesh gives the same answer for 
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import xxhash
@@ -45,7 +45,8 @@ def deterministic_layout(
 
 
 class DeterministicRunner(Runner):
-    """Honours choices, seeds (when temperature > 0), forbidden tokens and logprobs; ignores other sampling parameters.
+    """Honours choices, seeds (when temperature > 0), forbidden and allowed tokens, and logprobs; ignores other
+    sampling parameters.
 
     Faults: every step takes `step_seconds` longer; step number `fail_at_step` (from 0) raises RuntimeError before it
     touches anything; `gate` is called before each step, and may block, or raise in its place.
@@ -67,6 +68,7 @@ class DeterministicRunner(Runner):
         self.kv = PagedKV(self.layout, num_blocks)
         self.num_blocks = num_blocks
         self.vocab_size = vocab_size
+        self.scores_prompts = True
         self.context_length = context_length
         self.steps = 0
         """Steps begun."""
@@ -89,7 +91,7 @@ class DeterministicRunner(Runner):
         if not items:
             return []
         self._write(items, on_layer)
-        return [self._sample(item) for item in items]
+        return [(*self._scores(item), *self._sample(item)) for item in items]
 
     def copy_block(self, source: int, target: int) -> None:
         """See Runner."""
@@ -120,6 +122,16 @@ class DeterministicRunner(Runner):
         place = ((layer * 2 + part) * 1_009 + heads * 9_176 + dims * 77_377) * 7_919
         return (token * 52_711 + position * 15_485_863 + 1).view(-1, 1).add(place).remainder(_VALUES).add(1).float()
 
+    def _scores(self, item: StepItem) -> Iterator[Sampled]:
+        """Made up of the token, the one before it and its place."""
+        if (request := item.score) is None:
+            return
+        for index, token in enumerate(request.tokens):
+            place = f"{item.start + index}:{item.tokens[index]}:{token}"
+            chosen = -(1 + xxhash.xxh3_64_intdigest(place.encode()) % 1024) / 128
+            top = tuple(((token + rank) % self.vocab_size, chosen - rank) for rank in range(request.top))
+            yield Sampled(token=token, logprobs=TokenLogprobs(chosen, top))
+
     def _sample(self, item: StepItem) -> tuple[Sampled, ...]:
         if item.sample is None:
             return ()
@@ -145,7 +157,7 @@ class DeterministicRunner(Runner):
         noise = f":{params.seed}:{choice}:{request.position}" if params.temperature > 0 else ""
         first = xxhash.xxh3_64_intdigest(f"{context}{noise}".encode()) % self.vocab_size
         candidates = (candidate % self.vocab_size for candidate in range(first, first + self.vocab_size))
-        token = next((candidate for candidate in candidates if candidate not in request.forbidden), None)
+        token = next((candidate for candidate in candidates if _can_be(candidate, request)), None)
         if token is None:
             raise ValueError(f"all {self.vocab_size} tokens are forbidden; at least one must be left")
         return Sampled(token=token, logprobs=self._logprobs(token, params))
@@ -159,3 +171,8 @@ class DeterministicRunner(Runner):
             for rank in range(min(params.logprobs, self.vocab_size))
         )
         return TokenLogprobs(chosen=-math.log(2), top=top)
+
+
+def _can_be(token: int, request: SampleRequest) -> bool:
+    is_allowed = request.allowed is None or (token < len(request.allowed) and bool(request.allowed[token]))
+    return is_allowed and token not in request.forbidden

@@ -11,7 +11,8 @@ import msgspec
 import torch
 
 from services.engine.attention import AttentionCall, AttentionStep
-from services.engine.native.kernels import Kernels
+from services.engine.native.kernels import NO_NORM, Kernels
+from services.engine.native.structs import HeadNorm
 from services.engine.prepack import PackedLinear
 
 if TYPE_CHECKING:
@@ -22,7 +23,9 @@ _TOLERANCE: Final = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
 """Largest difference allowed, relative to the largest number of the tensor."""
 
 
-class _Norm(msgspec.Struct, frozen=True):
+class Norm(msgspec.Struct, frozen=True):
+    """Divides by the root of the mean square, and multiplies with `weight`."""
+
     weight: torch.Tensor
     epsilon: float
 
@@ -36,10 +39,13 @@ class LayerParts(msgspec.Struct, frozen=True):
     """What a layer of the Llama kind is made of."""
 
     head_dim: int
-    norm_before_attention: _Norm
+    norm_before_attention: Norm
+    query_norm: Norm | None
+    """Of each head, before the rotation; as is `key_norm`."""
+    key_norm: Norm | None
     qkv: _Linear
     output: _Linear
-    norm_before_mlp: _Norm
+    norm_before_mlp: Norm
     gate_and_up: _Linear
     down: _Linear
 
@@ -64,13 +70,14 @@ class FusedLayer(torch.nn.Module):
         """`like`: how the layer that this one replaces calls attention."""
         super().__init__()
         self._kernels = kernels
-        self._layer, self._scaling, self._window = like.layer, like.scaling, like.window
-        self._softcap = like.softcap
-        self._query_heads, self._kv_heads, self._dim = like.query.shape[0], like.key.shape[0], like.query.shape[2]
-        self._qkv, self._output, self._gate_and_up, self._down = (
+        self.layer, self.scaling, self.window, self.softcap = like.layer, like.scaling, like.window, like.softcap
+        self.query_heads, self.kv_heads, self.head_dim = like.query.shape[0], like.key.shape[0], like.query.shape[2]
+        self.qkv, self.output, self.gate_and_up, self.down = (
             PackedLinear(part.weight, part.bias) for part in (parts.qkv, parts.output, parts.gate_and_up, parts.down)
         )
-        self._norms = (parts.norm_before_attention, parts.norm_before_mlp)
+        self.norms = (parts.norm_before_attention, parts.norm_before_mlp)
+        self.head_norms = (parts.query_norm, parts.key_norm)
+        self._native_norms = (native_norm(parts.query_norm), native_norm(parts.key_norm))
 
     def forward(
         self,
@@ -83,34 +90,39 @@ class FusedLayer(torch.nn.Module):
         """As the layer it replaces: [1, tokens, width] in and out, with cosines and sines of [1, tokens, head_dim]."""
         x = hidden_states[0]
         attended = self._attend(self._norm(0, x, None), position_embeddings, paged_step)
-        inner = self._gate_and_up(self._norm(1, x, attended))
-        x.add_(self._down(self._kernels.silu_and_multiply(inner)))
+        inner = self.gate_and_up(self._norm(1, x, attended))
+        x.add_(self.down(self._kernels.silu_and_multiply(inner)))
         return hidden_states
 
     def _norm(self, which: int, x: torch.Tensor, added: torch.Tensor | None) -> torch.Tensor:
-        norm = self._norms[which]
+        norm = self.norms[which]
         return self._kernels.rms_norm(x, added, norm.weight, norm.epsilon)
 
     def _attend(
         self, x: torch.Tensor, position_embeddings: tuple[torch.Tensor, torch.Tensor], step: AttentionStep
     ) -> torch.Tensor:
-        mixed = self._qkv(x)
+        mixed = self.qkv(x)
         cosines, sines = position_embeddings
-        self._kernels.rotate(mixed, cosines[0], sines[0], self._query_heads + self._kv_heads)
-        heads = mixed.view(x.shape[0], -1, self._dim).transpose(0, 1)
-        query, key, value = heads.split((self._query_heads, self._kv_heads, self._kv_heads))
+        self._kernels.rotate(mixed, cosines[0], sines[0], (self.query_heads, self.kv_heads), self._native_norms)
+        heads = mixed.view(x.shape[0], -1, self.head_dim).transpose(0, 1)
+        query, key, value = heads.split((self.query_heads, self.kv_heads, self.kv_heads))
         call = AttentionCall(
-            layer=self._layer,
+            layer=self.layer,
             query=query,
             key=key,
             value=value,
-            scaling=self._scaling,
-            window=self._window,
-            softcap=self._softcap,
+            scaling=self.scaling,
+            window=self.window,
+            softcap=self.softcap,
             extras={},
         )
-        output: torch.Tensor = self._output(step.attend(call).reshape(x.shape[0], -1))
+        output: torch.Tensor = self.output(step.attend(call).reshape(x.shape[0], -1))
         return output
+
+
+def native_norm(norm: Norm | None) -> HeadNorm:
+    """For C++; `norm` must outlive it."""
+    return NO_NORM if norm is None else HeadNorm(weight=norm.weight.data_ptr(), epsilon=norm.epsilon)
 
 
 def _replacement(layer: Any, kernels: Kernels) -> FusedLayer | None:
@@ -139,14 +151,29 @@ def _parts(layer: Any) -> LayerParts | None:
     linears += [mlp.gate_proj, mlp.up_proj, mlp.down_proj]
     if any(type(linear) is not torch.nn.Linear for linear in linears):
         return None
-    norms = [
-        _Norm(norm.weight, norm.variance_epsilon) for norm in (layer.input_layernorm, layer.post_attention_layernorm)
-    ]
+    head_norms = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
+    if any(norm is not None and norm.weight.shape != (attention.head_dim,) for norm in head_norms):
+        return None
+    query_norm, key_norm = (None if norm is None else _norm(norm) for norm in head_norms)
     qkv, gate_and_up = _joined(linears[:3]), _joined(linears[4:6])
     if qkv is None or gate_and_up is None:
         return None
     output, down = (_Linear(linear.weight, linear.bias) for linear in (linears[3], linears[6]))
-    return LayerParts(attention.head_dim, norms[0], qkv, output, norms[1], gate_and_up, down)
+    return LayerParts(
+        head_dim=attention.head_dim,
+        norm_before_attention=_norm(layer.input_layernorm),
+        query_norm=query_norm,
+        key_norm=key_norm,
+        qkv=qkv,
+        output=output,
+        norm_before_mlp=_norm(layer.post_attention_layernorm),
+        gate_and_up=gate_and_up,
+        down=down,
+    )
+
+
+def _norm(module: Any) -> Norm:
+    return Norm(module.weight, module.variance_epsilon)
 
 
 def _joined(linears: Sequence[torch.nn.Linear]) -> _Linear | None:

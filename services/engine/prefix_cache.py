@@ -19,9 +19,9 @@ class PrefixCache:
 
     def find(self, sequence: Sequence) -> list[int]:
         """The blocks with the first tokens of a waiting sequence, in order. The token from which the next one is
-        sampled is always computed: what the model says of it is kept nowhere.
+        sampled is always computed, and so is a prompt that is scored: what the model says of a token is kept nowhere.
         """
-        if not self._is_on:
+        if not self._is_on or sequence.is_scored:
             return []
         needed = 1 if isinstance(sequence.job, DecodeJob) else 0
         most = (sequence.known - needed) // self._block_size

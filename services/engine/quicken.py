@@ -4,8 +4,9 @@ import logging
 from typing import TYPE_CHECKING
 
 from services.engine.fusing import fuse_layers
+from services.engine.huge_pages import use_huge_pages
 from services.engine.native.kernels import Kernels
-from services.engine.prepack import can_pack, pack_linears
+from services.engine.prepack import PackedLinear, can_pack, pack_linears
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -22,5 +23,10 @@ def quicken(model: "PreTrainedModel", kernels: Kernels | None) -> bool:
         return False
     fused = 0 if kernels is None else fuse_layers(model, kernels)
     packed = pack_linears(model)
+    use_huge_pages(
+        (module.panels.address, module.panels.size_bytes)
+        for module in model.modules()
+        if isinstance(module, PackedLinear) and module.panels is not None
+    )
     _log.info("%d layers fused, %d other linear layers packed", fused, packed)
     return fused + packed > 0

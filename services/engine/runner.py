@@ -28,6 +28,17 @@ class SampleRequest(msgspec.Struct, frozen=True):
     """Tokens emitted so far: with the prompt, what the penalties look at."""
     forbidden: tuple[int, ...] = ()
     """Tokens that cannot be sampled now (stop tokens before min_tokens)."""
+    allowed: bytes | None = None
+    """One byte for each token id, 0 where it cannot be sampled now (by a grammar); None: all can. At least one can."""
+
+
+class ScoreRequest(msgspec.Struct, frozen=True):
+    """Say how likely tokens are that are there already: tokens[j] after the j-th token of a step item."""
+
+    tokens: Sequence[int]
+    """At most as many as the item has; at least one."""
+    top: int
+    """How many of the likeliest tokens to name with each."""
 
 
 class StepItem(msgspec.Struct, frozen=True):
@@ -40,10 +51,11 @@ class StepItem(msgspec.Struct, frozen=True):
     start: int
     blocks: Sequence[int]
     sample: SampleRequest | None = None
+    score: ScoreRequest | None = None
 
 
 class Sampled(msgspec.Struct, frozen=True):
-    """One sampled token; `logprobs` when the request asked for them."""
+    """One token, sampled or scored; `logprobs` when the request asked for them."""
 
     token: int
     logprobs: TokenLogprobs | None = None
@@ -63,13 +75,15 @@ class Runner(ABC):
     context_length: int
     """Most positions of one sequence."""
     vocab_size: int
+    scores_prompts: bool = False
+    """Whether items may ask for a score."""
 
     @abstractmethod
     def run(
         self, items: Sequence[StepItem], on_layer: Callable[[int], None] | None = None
     ) -> list[tuple[Sampled, ...]]:
-        """One forward over all items. Returns, for each item, one Sampled per choice asked for (else empty), and
-        only when everything is computed, so that its time is the step's.
+        """One forward over all items. Returns, for each item, one Sampled per token to be scored, then one per choice
+        to be sampled, and only when everything is computed, so that its time is the step's.
 
         `on_layer(layer)` is called, in layer order, as soon as the KV that this step writes in `layer` can be read
         by another thread; it must be cheap.

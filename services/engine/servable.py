@@ -20,6 +20,10 @@ def unservable(job: Job, runner: Runner, num_blocks: int) -> str | None:
         return f"max_tokens {job.max_tokens} and choices {job.choices}; both must be at least 1"
     if isinstance(job, DecodeJob) and not 0 <= job.split < len(job.prompt):
         return f"split {job.split} is not in [0, {len(job.prompt) - 1}]"
+    if isinstance(job, DecodeJob) and job.sampling.prompt_logprobs is not None and not runner.scores_prompts:
+        return "logprobs of the prompt (echo with logprobs), which this engine does not compute for this kind of model"
+    if isinstance(job, DecodeJob) and job.sampling.prompt_logprobs is not None and job.split:
+        return f"split {job.split} with logprobs of the prompt; they need split 0: all of it is computed where they are"
     if total > runner.context_length:
         return f"{total} tokens (prompt and output); the model's context is {runner.context_length}"
     if needed > capacity:

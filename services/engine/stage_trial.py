@@ -28,6 +28,7 @@ from common.messages.control import Role
 from common.messages.sampling import SamplingParams
 from services.engine.api import (
     BlocksReserved,
+    ComputingBegan,
     DecodeJob,
     EngineEvent,
     Job,
@@ -138,7 +139,7 @@ class Stage:
                 self._engine.end(request)
             case TokensSampled(items):
                 self._tokens += sum(len(item.tokens) for item in items)
-            case LayerReady() | PrefixFound() | PrefixesChanged():
+            case ComputingBegan() | LayerReady() | PrefixFound() | PrefixesChanged():
                 pass
             case PrefillFailed(request, failure):
                 raise _unserved(request, failure)

@@ -7,14 +7,17 @@ import torch
 
 from common.errors import ModelError
 from common.kv.layout import KVDType, KVOrder
-from services.engine.attention import PagedStep
 from services.engine.binding import bind, context_length_of, layout_of
+from services.engine.few_rows import FewRows
+from services.engine.few_rows_check import proved
+from services.engine.forward import forward
 from services.engine.native.kernels import Kernels
 from services.engine.native.self_check import trusted
 from services.engine.paged_kv import PagedKV, num_blocks_for
+from services.engine.prompt_scores import PromptScorer
 from services.engine.quicken import quicken
 from services.engine.runner import Runner, Sampled, SampleRequest, StepItem
-from services.engine.step_plan import plan_step
+from services.engine.step_plan import StepPlan, plan_step
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -32,16 +35,25 @@ class TorchRunner(Runner):
     """Runs `model` (already bound, see `build_runner`) over `kv`, which it owns. Any torch device."""
 
     def __init__(
-        self, model: "PreTrainedModel", kv: PagedKV, sampler: LogitsSampler, kernels: Kernels | None = None
+        self,
+        model: "PreTrainedModel",
+        kv: PagedKV,
+        sampler: LogitsSampler,
+        kernels: Kernels | None = None,
+        few_rows: FewRows | None = None,
     ) -> None:
+        """`few_rows`: what computes the steps that it serves, in place of the model."""
         self.kv = kv
         self.layout = kv.layout
         self.num_blocks = kv.num_blocks
         self.context_length = context_length_of(model.config)
         self.vocab_size = int(model.config.get_text_config(decoder=True).vocab_size)
         self._model = model
+        self._scorer = PromptScorer(model)
+        self.scores_prompts = self._scorer.can_score()
         self._sampler = sampler
         self._kernels = kernels
+        self._few_rows = few_rows
 
     def run(
         self, items: Sequence[StepItem], on_layer: Callable[[int], None] | None = None
@@ -49,40 +61,45 @@ class TorchRunner(Runner):
         """See Runner. Raises ValueError for an item that cannot be computed; then nothing has been."""
         if not items:
             return []
+        plan = plan_step(items, self.layout.block_size)
+        self._check_tokens(plan.tokens)
         with torch.inference_mode():
-            logits = self._forward(items, on_layer)
-            requests = [item.sample for item in items if item.sample is not None]
-            if not requests and self.kv.device.type != "cpu":
-                # Sampling waits for the device. Without it a step would be timed, and its errors seen, in the next one.
-                torch.accelerator.current_stream(self.kv.device).synchronize()
-            sampled = iter(self._sampler.sample(logits, requests) if requests else ())
-        return [() if item.sample is None else next(sampled) for item in items]
+            if all(item.score is None for item in items):
+                if self._few_rows is not None and on_layer is None and self._few_rows.serves(plan):
+                    return self._sample(items, self._few_rows.logits(plan, _sampled_rows(items, plan)))
+                return self._sample(items, self._forward(items, plan, on_layer))
+            with self._scorer.listen() as hidden:
+                logits = self._forward(items, plan, on_layer)
+            scored = self._scorer.scores(hidden, plan, items)
+            return [known + new for known, new in zip(scored, self._sample(items, logits), strict=True)]
 
     def copy_block(self, source: int, target: int) -> None:
         """See Runner."""
         self.kv.copy_block(source, target)
 
-    def _forward(self, items: Sequence[StepItem], on_layer: Callable[[int], None] | None) -> torch.Tensor:
+    def _sample(self, items: Sequence[StepItem], logits: torch.Tensor) -> list[tuple[Sampled, ...]]:
+        requests = [item.sample for item in items if item.sample is not None]
+        if not requests and self.kv.device.type != "cpu":
+            # Sampling waits for the device. Without it a step would be timed, and its errors seen, in the next one.
+            torch.accelerator.current_stream(self.kv.device).synchronize()
+        sampled = iter(self._sampler.sample(logits, requests) if requests else ())
+        return [() if item.sample is None else next(sampled) for item in items]
+
+    def _forward(
+        self, items: Sequence[StepItem], plan: StepPlan, on_layer: Callable[[int], None] | None
+    ) -> torch.Tensor:
         """Logits after each item that samples, in order: [samples, vocabulary], float32."""
-        plan = plan_step(items, self.layout.block_size)
-        self._check_tokens(plan.tokens)
-        sampled_rows = [row for row, item in zip(plan.last_rows, items, strict=True) if item.sample is not None]
-        device = self.kv.device
-        output = self._model(
-            input_ids=torch.tensor([plan.tokens], device=device),
-            position_ids=torch.tensor([plan.positions], device=device),
-            use_cache=False,
-            logits_to_keep=torch.tensor(sampled_rows, dtype=torch.int64, device=device),
-            paged_step=PagedStep(self.kv, plan, on_layer, self._kernels),
-        )
-        logits: torch.Tensor = output.logits[0]
-        return logits.float()
+        return forward(self._model, self.kv, plan, _sampled_rows(items, plan), on_layer, self._kernels)
 
     def _check_tokens(self, tokens: Sequence[int]) -> None:
         # On an accelerator an id beyond the embedding is not an exception but the end of the process's context.
         if min(tokens) < 0 or max(tokens) >= self.vocab_size:
             wrong = next(token for token in tokens if not 0 <= token < self.vocab_size)
             raise ValueError(f"token id {wrong!r}; this model's are in [0, {self.vocab_size})")
+
+
+def _sampled_rows(items: Sequence[StepItem], plan: StepPlan) -> list[int]:
+    return [row for row, item in zip(plan.last_rows, items, strict=True) if item.sample is not None]
 
 
 def build_runner(
@@ -118,4 +135,5 @@ def build_runner(
     if quicken(model, kernels):
         # The same proof again, for what the layers have become.
         bind(model, layout)
-    return TorchRunner(model, kv, sampler, kernels)
+    few_rows = None if kernels is None else proved(model, kv, kernels)
+    return TorchRunner(model, kv, sampler, kernels, few_rows)

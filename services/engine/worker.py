@@ -10,6 +10,7 @@ import msgspec
 from common.bus.client import BusClient
 from common.bus.codecs import from_worker_codec, to_worker_codec
 from common.bus.drops import Drops
+from common.bus.keys import KeyReader
 from common.bus.member import MembershipClient, Registration
 from common.clock import Clock
 from common.ids import Generation
@@ -55,7 +56,8 @@ class Worker:
     """Keeps `jobs` a member of the mesh whose gateway listens at `control`.
 
     `serve` ends after `stop` is set, when every job has ended (or after `grace_s`) and the gateway has been told; it
-    raises what `broken` raises (the engine's own end), or MembershipRejected, while it drains too.
+    raises what `broken` raises (the engine's own end), MembershipRejected, or ConfigError for keys that cannot be used,
+    while it drains too.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class Worker:
         draw_generation: Callable[[], Generation],
         clock: Clock,
         *,
+        keys: KeyReader = lambda: None,
         grace_s: float = 20.0,
     ) -> None:
         self._jobs = jobs
@@ -74,7 +77,7 @@ class Worker:
         self._grace_s = grace_s
         self._lag = LoopLag(clock)
         self._member = MembershipClient(
-            lambda: BusClient(control, to_worker_codec(), from_worker_codec(), drops=Drops(clock)),
+            lambda: BusClient(control, to_worker_codec(), from_worker_codec(), drops=Drops(clock), keys=keys()),
             Registration(
                 draw_generation=draw_generation,
                 register=self._register,

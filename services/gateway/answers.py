@@ -9,7 +9,8 @@ from common.errors import Failure, PdmeshError
 from common.messages.control import EmittedTokens, FinishReason
 from services.gateway.observer import RequestWatch
 from services.gateway.openai_types import PromptTokensDetails, Usage
-from services.gateway.stream import Failed, Placed, Placement, PromptCached, RequestStream, StreamEvent
+from services.gateway.stream import Failed, Placed, Placement, PromptCached, StreamEvent
+from services.gateway.submission import Submission
 from services.gateway.text_lane import LaneChoice, TextLane
 from services.text.choice import TextDelta, TokenEntry
 
@@ -38,14 +39,14 @@ class ChoiceAnswer(msgspec.Struct, frozen=True):
 
 
 class AnswerReader:
-    """Reads one request's stream to its end; the end is known here first when stop strings end the choices.
+    """Reads what a call submitted to its end; the end is known here first when stop strings end the choices.
 
-    The stream is closed here as soon as the last choice has ended; in every other case by its owner.
+    A prompt is closed here as soon as the last of its choices has ended; in every other case by the owner.
     """
 
     def __init__(
         self,
-        stream: RequestStream,
+        stream: Submission,
         lane: TextLane,
         choices: Sequence[LaneChoice],
         prompt_tokens: int,
@@ -115,8 +116,7 @@ class AnswerReader:
             self._watch.tokens(item.choice, item.delta.tokens)
             if item.delta.finish is not None:
                 self._open.discard(item.choice)
-        if not self._open:
-            self._stream.close()
+                self._stream.choice_ended(item.choice)
         return read
 
 

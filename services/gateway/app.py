@@ -1,8 +1,7 @@
 """The OpenAI-compatible HTTP application over a `Mesh`."""
 
 import logging
-from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 from aiohttp import web
@@ -10,21 +9,18 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from common.clock import Clock
 from common.logs import LimitedLog
+from services.gateway.admission import Handler, KeyRing, middlewares_of
 from services.gateway.completions import ApiSettings, Completions, Mint, ModelCard
+from services.gateway.health_types import Health
 from services.gateway.observer import Observer
 from services.gateway.openai_errors import ApiError, ErrorBody, invalid
 from services.gateway.openai_types import ModelEntry, ModelList
-from services.gateway.responses import error_response, json_response
+from services.gateway.openapi import document
+from services.gateway.responses import error_response, exception_response, json_response
 from services.gateway.stream import Mesh
 from services.gateway.text_lane import TextLane
 
 _log = logging.getLogger(__name__)
-
-IDLE_S: Final = 75.0
-"""How long a connection may take to ask: for its first request and between two. aiohttp's own default is an hour,
-for which a thousand clients that never end their headers would take all file descriptors."""
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 def build_app(
@@ -35,14 +31,17 @@ def build_app(
     clock: Clock,
     mint: Mint,
     observer: Observer,
+    keys: KeyRing | None = None,
 ) -> web.Application:
-    """The application; more routes may be added before it runs. `text` must be entered by then.
+    """The application; more routes may be added before it runs. `text` must be entered by then. `keys`: None lets
+    everybody in.
 
-    Run it with `build_runner`: without handler cancellation a client that leaves would not free its request.
+    Run it with `http_server.build_runner`: without handler cancellation a client that leaves would not free its
+    request.
     """
     app = web.Application(
         client_max_size=settings.max_body,
-        middlewares=[_errors_in_envelopes],
+        middlewares=[_errors_in_envelopes, *middlewares_of(settings.max_header, keys, clock)],
         handler_args={"logger": _ServerLog(clock)},
     )
     completions = Completions(mesh, text, model, settings, clock, mint, observer)
@@ -56,14 +55,10 @@ def build_app(
             web.get("/v1/models/{id:.+}", entries.one),
             web.get("/health", health.alive),
             web.get("/ready", health.ready),
+            web.get("/openapi.json", _DocumentRoute(model.id).show),
         ]
     )
     return app
-
-
-def build_runner(app: web.Application, idle_s: float = IDLE_S) -> web.AppRunner:
-    """A runner that cancels the handler of a client that went away, and closes connections that do not ask."""
-    return web.AppRunner(app, handler_cancellation=True, access_log=None, keepalive_timeout=idle_s)
 
 
 class _ServerLog(logging.LoggerAdapter[logging.Logger]):
@@ -104,13 +99,21 @@ class _HealthRoutes:
         self._mesh = mesh
 
     async def alive(self, _: web.Request) -> web.Response:
-        return json_response(b'{"status":"alive"}')
+        return json_response(msgspec.json.encode(Health("alive")))
 
     async def ready(self, _: web.Request) -> web.Response:
         reason = self._mesh.not_ready()
         if reason is None:
-            return json_response(b'{"status":"ready"}')
-        return json_response(msgspec.json.encode({"status": "not ready", "reason": reason}), status=503)
+            return json_response(msgspec.json.encode(Health("ready")))
+        return json_response(msgspec.json.encode(Health("not ready", reason)), status=503)
+
+
+class _DocumentRoute:
+    def __init__(self, model: str) -> None:
+        self._document = msgspec.json.encode(document(model))
+
+    async def show(self, _: web.Request) -> web.Response:
+        return json_response(self._document)
 
 
 @web.middleware
@@ -119,9 +122,7 @@ async def _errors_in_envelopes(request: web.Request, handler: Handler) -> web.St
     try:
         return await handler(request)
     except web.HTTPException as error:
-        code = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}.get(error.status)
-        message = f"{request.method} {request.path}: {error.reason}"
-        return error_response(invalid(message, code=code, status=error.status))
+        return exception_response(error, f"{request.method} {request.path}")
     except Exception:
         _log.exception("%s %s failed", request.method, request.path)
         body = ErrorBody("the server failed on this request; its log says why", "server_error", code="internal")

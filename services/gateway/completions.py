@@ -3,7 +3,8 @@
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import Final, assert_never
+from contextlib import ExitStack
+from typing import Final
 
 import msgspec
 from aiohttp import web
@@ -11,31 +12,28 @@ from aiohttp import web
 from common.clock import Clock
 from common.errors import Failure, FailureKind
 from common.ids import RequestId
+from services.gateway.admission import KEY_NAME, StreamGate, read_body
 from services.gateway.answers import AnswerReader, RequestFailed
-from services.gateway.dialects import AnswerShape, ChatDialect, CompletionDialect, Dialect
+from services.gateway.dialects import CHAT_ID, AnswerShape, ChatDialect, CompletionDialect, Dialect
 from services.gateway.observer import Observer, RequestWatch
 from services.gateway.openai_errors import ApiError, ErrorBody, from_failure, invalid
-from services.gateway.openai_requests import (
-    Call,
-    CallRules,
-    ChatPrompt,
-    Prompt,
-    TextPrompt,
-    TokenPrompt,
-    parse_chat,
-    parse_completion,
-)
-from services.gateway.planning import context_exceeded, plan_request, rules_of
+from services.gateway.openai_requests import Call, CallRules, parse_chat, parse_completion
+from services.gateway.planning import check_prompt, echo_of, plan_request, rules_of
+from services.gateway.prompt_tokens import encode_prompts, naming
 from services.gateway.responses import error_response, json_response
 from services.gateway.sse import EventStream
-from services.gateway.stream import Mesh
-from services.gateway.text_lane import TextLane, TextTooLong
+from services.gateway.stream import GenerationRequest, Mesh
+from services.gateway.submission import Submission
+from services.gateway.text_lane import LaneChoice, TextLane
 from services.text.chat_template import TemplateRefused
 
 _log = logging.getLogger(__name__)
 
 _LAST_WORDS_S: Final = 1.0
 """How long a client that does not read may keep the error event of its broken stream from being written."""
+
+_TRACEPARENT: Final = 128
+"""Characters of a trace context that are kept; https://www.w3.org/TR/trace-context/ has 55 of them in version 00."""
 
 _GONE: Final = Failure(FailureKind.CANCELLED, "the client went away")
 _GONE_STATUS: Final = 499
@@ -62,6 +60,14 @@ class ApiSettings(msgspec.Struct, frozen=True):
     allow_placement_override: bool = False
     retry_after_s: int = 1
     """What a client is told to wait before it sends a refused request again."""
+    max_header: int = 16 << 10
+    """Bytes of the first line and the headers of a request, together."""
+    max_prompt: int | None = None
+    """Tokens of the longest prompt; None: as the context allows."""
+    max_streams: int = 4096
+    """Answers streamed at a time."""
+    slow_client_s: float = 60.0
+    """How long a client may take to send its body."""
 
 
 class Minted(msgspec.Struct, frozen=True):
@@ -88,7 +94,7 @@ class _Endpoint(msgspec.Struct, frozen=True):
     dialect: Callable[[AnswerShape], Dialect]
 
 
-_CHAT: Final = _Endpoint("chat_completions", "chatcmpl-", parse_chat, ChatDialect)
+_CHAT: Final = _Endpoint("chat_completions", CHAT_ID, parse_chat, ChatDialect)
 _PLAIN: Final = _Endpoint("completions", "cmpl-", parse_completion, CompletionDialect)
 
 
@@ -101,6 +107,8 @@ class _Exchange:
         self.watch = watch
         self.events = EventStream(http)
         self.headers: dict[str, str] = {"x-request-id": minted.request}
+        self.held = ExitStack()
+        """What is given back when the exchange ends."""
 
     def note_placement(self, reader: AnswerReader) -> None:
         if reader.placement is not None:
@@ -127,6 +135,7 @@ class Completions:
         self._clock = clock
         self._mint = mint
         self._observer = observer
+        self._streams = StreamGate(settings.max_streams)
         self._rules = CallRules(model.id, settings.allow_placement_override, text.vocab_size)
 
     async def chat(self, http: web.Request) -> web.StreamResponse:
@@ -152,25 +161,49 @@ class Completions:
             return exchange.events.response or web.Response(status=_GONE_STATUS)
         except Exception as error:
             return await self._fail(exchange, error)
+        finally:
+            exchange.held.close()
 
     async def _answer(self, exchange: _Exchange, endpoint: _Endpoint) -> web.StreamResponse:
         minted = exchange.minted
-        call = endpoint.parse(await exchange.http.read(), self._rules, minted.seed)
-        context = self._context()
-        prompt = await self._tokens(call.prompt, context)
-        request = plan_request(call, minted.request, prompt, context, self._text.eos_ids)
-        choices = self._text.open_choices(rules_of(call, request), call.choices)
+        body = await read_body(exchange.http, self._settings.max_body, self._settings.slow_client_s)
+        call = endpoint.parse(body, self._rules, minted.seed)
+        exchange.held.enter_context(self._streams.entered(is_stream=call.stream))
+        requests = _traced(await self._plan(call, minted), exchange.http)
+        choices = [choice for index, request in enumerate(requests) for choice in self._open(call, index, request)]
         dialect = endpoint.dialect(self._shape(call, minted, endpoint))
-        stream = self._mesh.submit(request)
+        prompt_tokens = sum(len(request.prompt) for request in requests)
+        stream = Submission(self._mesh, requests)
         try:
-            exchange.watch.started(len(prompt))
-            reader = AnswerReader(stream, self._text, choices, len(prompt), exchange.watch)
+            exchange.watch.started(prompt_tokens)
+            reader = AnswerReader(stream, self._text, choices, prompt_tokens, exchange.watch)
             write = self._write_stream if call.stream else self._write_whole
             response = await write(exchange, reader, dialect)
         finally:
             stream.close()
         exchange.watch.finished(reader.usage())
         return response
+
+    async def _plan(self, call: Call, minted: Minted) -> list[GenerationRequest]:
+        """A request for each prompt."""
+        await self._check_form(call)
+        context = self._context()
+        requests: list[GenerationRequest] = []
+        for index, tokens in enumerate(await encode_prompts(self._text, call.prompts, context)):
+            with naming(index, len(call.prompts)):
+                check_prompt(len(tokens), context, self._settings.max_prompt)
+                requests.append(plan_request(call, minted.request, index, tokens, context, self._text.eos_ids))
+        return requests
+
+    async def _check_form(self, call: Call) -> None:
+        """Refuse a grammar before anything is placed for it."""
+        for part in call.structure.parts:
+            if (reason := await self._text.grammar_refusal(part.grammar)) is not None:
+                raise invalid(f"{part.param}: {reason}", part.param)
+
+    def _open(self, call: Call, index: int, request: GenerationRequest) -> tuple[LaneChoice, ...]:
+        """The texts of the choices of one prompt."""
+        return self._text.open_choices(rules_of(call, request), call.choices, echo_of(call, index, request.prompt))
 
     async def _write_whole(self, exchange: _Exchange, reader: AnswerReader, dialect: Dialect) -> web.StreamResponse:
         answers = await reader.rest()
@@ -213,8 +246,6 @@ class Completions:
                 message = f"the request took longer than {self._settings.deadline_s} s"
                 failure = Failure(FailureKind.DEADLINE_EXCEEDED, message)
                 return failure, from_failure(failure)
-            case TextTooLong(least_tokens=least):
-                return self._explained(context_exceeded(self._context(), f"at least {least}", "prompt"))
             case TemplateRefused():
                 return self._explained(invalid(str(error), "messages"))
             case web.HTTPRequestEntityTooLarge():
@@ -227,17 +258,6 @@ class Completions:
                 body = ErrorBody("the server failed on this request; its log says why", "server_error", code="internal")
                 return Failure(FailureKind.ENGINE_FAILED, repr(error)), ApiError(500, body)
 
-    async def _tokens(self, prompt: Prompt, context: int) -> tuple[int, ...]:
-        match prompt:
-            case ChatPrompt(messages):
-                return await self._text.encode_chat(messages, context)
-            case TextPrompt(text):
-                return await self._text.encode_text(text, context)
-            case TokenPrompt(tokens):
-                return tokens
-            case _:
-                assert_never(prompt)
-
     def _context(self) -> int:
         """What the model and every joined instance can hold; instances that have not joined say so later."""
         served = self._mesh.context_length()
@@ -248,7 +268,18 @@ class Completions:
             id=f"{endpoint.id_prefix}{minted.request}",
             created=minted.created,
             model=self._model.id,
-            choices=call.choices,
+            choices=call.choices * len(call.prompts),
             with_logprobs=call.sampling.logprobs is not None,
             with_usage=call.include_usage,
+            may_call=call.structure.may_call,
         )
+
+
+def _traced(requests: list[GenerationRequest], http: web.Request) -> list[GenerationRequest]:
+    """With the client's trace context, and the name of its API key. A context that is too long to be one is read as
+    such, and refused, later.
+    """
+    traceparent, key = http.headers.get("traceparent", "")[:_TRACEPARENT], http.get(KEY_NAME, "")
+    if not traceparent and not key:
+        return requests
+    return [msgspec.structs.replace(request, traceparent=traceparent, key=key) for request in requests]

@@ -23,7 +23,11 @@ from services.gateway.openai_types import (
     TopLogprob,
     Usage,
 )
+from services.gateway.tool_answers import CallingChoice
 from services.text.choice import TokenEntry
+
+CHAT_ID: Final = "chatcmpl-"
+"""What the id of a chat completion begins with."""
 
 LEAST_LOGPROB: Final = -9999.0
 """What OpenAI's API says for a probability of zero, which JSON could not."""
@@ -39,6 +43,8 @@ class AnswerShape(msgspec.Struct, frozen=True):
     with_logprobs: bool
     with_usage: bool
     """Whether a stream ends with a chunk of usage."""
+    may_call: bool = False
+    """Calls of tools are to be read in its text."""
 
 
 class Dialect(Protocol):
@@ -66,13 +72,13 @@ class ChatDialect:
 
     def __init__(self, shape: AnswerShape) -> None:
         self._shape = shape
+        name = shape.id.removeprefix(CHAT_ID)
+        callers = range(shape.choices if shape.may_call else 0)
+        self._calling = {choice: CallingChoice(f"call_{name}-{choice}") for choice in callers}
 
     def whole(self, answers: Sequence[ChoiceAnswer], usage: Usage) -> bytes:
         """See Dialect."""
-        choices = [
-            ChatChoice(i, ChatMessage(answer.text), answer.finish.value, self._logprobs(answer.entries))
-            for i, answer in enumerate(answers)
-        ]
+        choices = [self._choice(i, answer) for i, answer in enumerate(answers)]
         shape = self._shape
         return msgspec.json.encode(ChatCompletion(shape.id, shape.created, shape.model, choices, usage))
 
@@ -83,17 +89,30 @@ class ChatDialect:
 
     def events(self, item: ChoiceDelta) -> list[bytes]:
         """See Dialect."""
-        chunks = []
-        if item.delta.text or item.delta.entries:
-            logprobs = self._logprobs(item.delta.entries)
-            chunks.append(ChatChunkChoice(item.choice, ChatDelta(content=item.delta.text), logprobs))
-        if item.delta.finish is not None:
-            chunks.append(ChatChunkChoice(item.choice, ChatDelta(), None, item.delta.finish.value))
+        delta = item.delta
+        calling = self._calling.get(item.choice)
+        if calling is not None:
+            parts = calling.push(delta)
+        else:
+            parts = [ChatDelta(content=delta.text)] if delta.text or delta.entries else []
+        if delta.entries and not parts:
+            parts = [ChatDelta()]
+        logprobs = self._logprobs(delta.entries)
+        chunks = [ChatChunkChoice(item.choice, part, None if i else logprobs) for i, part in enumerate(parts)]
+        if delta.finish is not None:
+            word = delta.finish.value if calling is None else calling.finish_word(delta.finish)
+            chunks.append(ChatChunkChoice(item.choice, ChatDelta(), None, word))
         return [self._chunk([chunk]) for chunk in chunks]
 
     def closing(self, usage: Usage) -> list[bytes]:
         """See Dialect."""
         return [self._chunk([], usage)] if self._shape.with_usage else []
+
+    def _choice(self, index: int, answer: ChoiceAnswer) -> ChatChoice:
+        message, word = ChatMessage(answer.text), answer.finish.value
+        if (calling := self._calling.get(index)) is not None:
+            message, word = calling.whole(answer.text, answer.finish)
+        return ChatChoice(index, message, word, self._logprobs(answer.entries))
 
     def _chunk(self, choices: list[ChatChunkChoice], usage: Usage | None = None) -> bytes:
         shape = self._shape
@@ -154,11 +173,16 @@ def token_text(piece: bytes) -> str:
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in piece)
 
 
+def _known(logprob: float | None) -> float | None:
+    return None if logprob is None else _finite(logprob)
+
+
 def _finite(logprob: float) -> float:
     return logprob if logprob > LEAST_LOGPROB else LEAST_LOGPROB
 
 
 def _chat_token(entry: TokenEntry) -> ChatTokenLogprob:
+    assert entry.logprob is not None  # a chat says no prompt again
     top = [TopLogprob(token_text(piece), _finite(logprob), list(piece)) for piece, logprob in entry.top]
     return ChatTokenLogprob(token_text(entry.piece), _finite(entry.logprob), list(entry.piece), top)
 
@@ -166,14 +190,16 @@ def _chat_token(entry: TokenEntry) -> ChatTokenLogprob:
 def _completion_logprobs(entries: Sequence[TokenEntry]) -> CompletionLogprobs:
     return CompletionLogprobs(
         tokens=[token_text(entry.piece) for entry in entries],
-        token_logprobs=[_finite(entry.logprob) for entry in entries],
+        token_logprobs=[_known(entry.logprob) for entry in entries],
         top_logprobs=[_alternatives(entry) for entry in entries],
         text_offset=[entry.offset for entry in entries],
     )
 
 
-def _alternatives(entry: TokenEntry) -> dict[str, float]:
-    """The likeliest tokens and always the chosen one; of two that look alike, the likelier."""
+def _alternatives(entry: TokenEntry) -> dict[str, float] | None:
+    """The likeliest tokens and always the chosen one; of two that look alike, the likelier. None: nothing is known."""
+    if entry.logprob is None:
+        return None
     shown: dict[str, float] = {}
     for piece, logprob in (*entry.top, (entry.piece, entry.logprob)):
         shown.setdefault(token_text(piece), _finite(logprob))

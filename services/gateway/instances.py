@@ -1,11 +1,11 @@
 """What an operator's tools ask about the instances: who is there, how long a step takes; and whether one drains.
 
-Like /links these routes say much and authenticate nobody: they are for networks where everybody may be trusted.
+Like /links these routes say much: without gateway.api_keys they are for networks where everybody may be trusted.
 """
 
 import asyncio
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 import msgspec
 from aiohttp import web
@@ -14,8 +14,12 @@ from common.costs.step import Step
 from common.ids import InstanceId
 from common.messages.control import StepMeasured
 from common.messages.operator import DrainAnswer, InstanceInfo, InstanceList, MeasureAnswer, MeasureRequest
+from services.gateway.admission import read_body
 from services.gateway.openai_errors import ApiError, ErrorBody, invalid
 from services.gateway.responses import error_response, json_response
+
+_MOST_BODY: Final = 64 << 10
+_BODY_S: Final = 30.0
 
 
 class Operated(Protocol):
@@ -54,7 +58,8 @@ class InstanceRoutes:
 
     async def _measure(self, http: web.Request) -> web.Response:
         try:
-            seconds = await self._measured(InstanceId(http.match_info["id"]), await http.read())
+            body = await read_body(http, _MOST_BODY, _BODY_S)
+            seconds = await self._measured(InstanceId(http.match_info["id"]), body)
         except ApiError as error:
             return error_response(error)
         return json_response(msgspec.json.encode(MeasureAnswer(seconds)))

@@ -30,10 +30,11 @@ from common.messages.control import (
 )
 from common.messages.operator import InstanceInfo
 from common.tasks import TaskScope
+from services.gateway.canaries import Canaries
 from services.gateway.measurements import Measurements
 from services.gateway.metering import WorkerMeter
-from services.gateway.roster import Roster
-from services.gateway.stream import Failed, GenerationRequest, Placed, PromptCached, StreamEvent
+from services.gateway.roster import Lost, Roster
+from services.gateway.stream import MOST_UNREAD, Failed, GenerationRequest, Placed, Placement, PromptCached, StreamEvent
 from services.gateway.traces import Traces
 from services.scheduling.lifecycle import Lifecycle
 from services.scheduling.lifecycle_events import (
@@ -53,6 +54,7 @@ from services.scheduling.lifecycle_events import (
 from services.scheduling.links import Links
 from services.scheduling.members import LoadReported, LossReason, MemberJoined, MemberLost
 from services.scheduling.membership import (
+    KeyWithdrawn,
     Membership,
     MembershipEffect,
     MembershipEvent,
@@ -67,11 +69,14 @@ _log = logging.getLogger(__name__)
 
 TICK_S = 0.1
 
+_UNREAD = f"the client has left {MOST_UNREAD} tokens of its answer unread; the request was cancelled"
+
 _LOSS_LEVELS = {
     LossReason.LEFT: logging.INFO,
     LossReason.SILENT: logging.WARNING,
     LossReason.UNREACHABLE: logging.WARNING,
     LossReason.REPLACED: logging.WARNING,
+    LossReason.REVOKED: logging.WARNING,
 }
 
 
@@ -81,13 +86,17 @@ class _Stream:
     def __init__(self, request: RequestId, on_close: Callable[[RequestId], None]) -> None:
         self._request = request
         self._on_close = on_close
+        self.placement: Placement | None = None
         self._events: list[StreamEvent] = []
         self._arrived = asyncio.Event()
         self._is_closed = False
 
     def put(self, event: StreamEvent) -> None:
-        """Hand one event to the HTTP side."""
+        """Hand one event to the HTTP side. Where far too many lie there unread, they end with a failure."""
         self._events.append(event)
+        if len(self._events) > MOST_UNREAD and not self._is_closed:
+            self._events.append(Failed(Failure(FailureKind.CANCELLED, _UNREAD)))
+            self.close()
         self._arrived.set()
 
     async def next_many(self) -> list[StreamEvent]:
@@ -123,6 +132,7 @@ class MeshShell:
         entropy: Entropy,
         *,
         deadline_s: float,
+        silence_s: float | None = None,
     ) -> None:
         self._lifecycle = lifecycle
         self._membership = membership
@@ -132,8 +142,9 @@ class MeshShell:
         self._traces = traces
         self._entropy = entropy
         self._links = Links()
-        self._roster = Roster()
+        self._roster = Roster(clock)
         self._measurements = Measurements(self._send)
+        self._canaries = Canaries(silence_s, self._roster.member, self._send, entropy)
         self._deadline_s = deadline_s
         self._streams: dict[RequestId, _Stream] = {}
         self._tasks = TaskScope("mesh")
@@ -181,7 +192,7 @@ class MeshShell:
 
     def not_ready(self) -> str | None:
         """See Mesh.not_ready."""
-        return self._lifecycle.not_ready()
+        return self._lifecycle.not_ready() or self._canaries.not_ready(self._lifecycle.pairs())
 
     def shut_down(self) -> None:
         """Accept nothing new; what runs goes on."""
@@ -205,6 +216,10 @@ class MeshShell:
         """Every member: what it registered, and what it held last."""
         return self._roster.instances()
 
+    def lost_instances(self) -> tuple[Lost, ...]:
+        """Those that were members and have not joined again."""
+        return self._roster.lost()
+
     async def measure(self, instance: InstanceId, step: Step, repeats: int) -> StepMeasured | None:
         """Let a member measure a step; None where it was lost meanwhile."""
         return await self._measurements.measure(instance, step, repeats)
@@ -213,16 +228,21 @@ class MeshShell:
         """Tell a member to want nothing new, or (False) to be given requests again. It says so in its next report."""
         self._send(instance, Drain() if draining else Resume())
 
+    def key_withdrawn(self, instance: InstanceId) -> None:
+        """End the membership that `instance` has by a key that is not allowed any more."""
+        self._handle(KeyWithdrawn(instance))
+
     # ------------------------------------------------------------ events in
 
     async def _receive(self) -> None:
         while True:
             peer, message = await self._bus.receive()
-            self._meter.heard(message)
+            self._meter.heard(message, self._placement)
             self._traces.heard(message)
             self._hear(peer, message)
 
     def _hear(self, peer: bytes, message: FromWorker) -> None:
+        self._canaries.heard(message)
         match message:
             case Register() | Heartbeat() | Leaving():
                 self._handle(MessageReceived(self._clock.now(), peer, message))
@@ -251,6 +271,7 @@ class MeshShell:
 
     def _client_gone(self, request: RequestId) -> None:
         if self._pop(request) is not None:
+            self._canaries.ended(request)
             self._handle(ClientGone(request))
 
     # ------------------------------------------------------------ effects out
@@ -273,11 +294,12 @@ class MeshShell:
 
     def _decide(self, event: LifecycleEvent | MembershipEvent) -> None:
         match event:
-            case MessageReceived() | PeerUnreachable():
+            case MessageReceived() | PeerUnreachable() | KeyWithdrawn():
                 self._perform_all(self._membership.handle(event))
             case Tick():
                 self._perform_all(self._membership.handle(event))
                 self._perform_all(self._lifecycle.handle(event))
+                self._canaries.tick(event.now, self._lifecycle.pairs())
             case _:
                 self._perform_all(self._lifecycle.handle(event))
 
@@ -291,16 +313,21 @@ class MeshShell:
                 self._send(instance, message)
             case Place(request, placement):
                 self._traces.placed(request, placement)
+                self._note_placement(request, placement)
+                self._canaries.placed(request, placement)
                 self._put(request, Placed(placement))
             case Reused(request, tokens):
                 self._traces.reused(request, tokens)
                 self._put(request, PromptCached(tokens))
             case Deliver(tokens):
                 self._traces.delivered(tokens)
+                self._canaries.delivered(tokens.request)
                 self._put(tokens.request, tokens)
             case Finish(request):
+                self._canaries.ended(request)
                 self._pop(request)
             case Fail(request, failure):
+                self._canaries.ended(request)
                 self._fail(request, failure)
             case Reply(peer, message):
                 self._bus.send(peer, message)
@@ -316,6 +343,7 @@ class MeshShell:
                 self._links.lost(effect)
                 self._roster.heard(effect)
                 self._measurements.lost(instance)
+                self._canaries.lost(instance)
                 self._handle(effect)
             case LoadReported():
                 self._meter.load_reported(effect)
@@ -332,6 +360,14 @@ class MeshShell:
 
     def _pop(self, request: RequestId) -> _Stream | None:
         return self._streams.pop(request, None)
+
+    def _note_placement(self, request: RequestId, placement: Placement) -> None:
+        if (stream := self._streams.get(request)) is not None:
+            stream.placement = placement
+
+    def _placement(self, request: RequestId) -> Placement | None:
+        """Where a request in flight is; None before it is placed, and once its client has gone."""
+        return None if (stream := self._streams.get(request)) is None else stream.placement
 
     def _put(self, request: RequestId, event: StreamEvent) -> None:
         if (stream := self._streams.get(request)) is not None:

@@ -1,11 +1,20 @@
 """What the gateway counts: its requests as the HTTP side reports them, its instances as they report themselves."""
 
+from collections.abc import Callable
+from typing import Final
+
 from common.errors import Failure, FailureKind
 from common.ids import InstanceId, RequestId
 from common.messages.control import FromWorker, JobFailed, KVLanded, LinkMeasured
 from common.metrics import Metrics
 from services.gateway.openai_types import Usage
+from services.gateway.trace_parts import Stage, parts
+from services.gateway.trace_types import RequestTrace
 from services.scheduling.members import LoadReported
+from services.scheduling.placement import Placement
+
+_NOBODY: Final = "-"
+"""In place of a prefill instance: the client went away in that moment, or it was a question of the gateway itself."""
 
 
 class MeteringObserver:
@@ -13,6 +22,7 @@ class MeteringObserver:
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
+        self._finished = metrics.requests.labels("finished")
 
     def refused(self, endpoint: str, status: int) -> None:  # noqa: ARG002 - part of the Observer protocol
         """See Observer."""
@@ -34,7 +44,7 @@ class MeteringObserver:
 
     def finished(self, request: RequestId, usage: Usage, seconds: float) -> None:  # noqa: ARG002
         """See Observer."""
-        self._metrics.requests.labels("finished").inc()
+        self._finished.inc()
         self._metrics.cached_tokens.inc(usage.prompt_tokens_details.cached_tokens)
         self._metrics.e2e_s.observe(seconds)
 
@@ -44,20 +54,37 @@ class MeteringObserver:
         self._metrics.e2e_s.observe(seconds)
 
 
+class StageMeter:
+    """Writes where the time of requests went into the metrics."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        # To look a label up costs as much as to count.
+        self._stages = {stage: metrics.stage_s.labels(stage.value) for stage in Stage}
+
+    def settled(self, trace: RequestTrace) -> None:
+        """A request has ended."""
+        for part in parts(trace):
+            self._stages[part.stage].observe(part.seconds)
+
+
 class WorkerMeter:
     """Writes what workers say into the metrics."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
 
-    def heard(self, message: FromWorker) -> None:
-        """A worker's message, before anything is decided on it."""
+    def heard(self, message: FromWorker, placed: Callable[[RequestId], Placement | None]) -> None:
+        """A worker's message, before anything is decided on it; `placed` knows where requests in flight are."""
         match message:
-            case KVLanded(payload_bytes=payload_bytes, seconds=seconds, backend=backend):
-                self._metrics.handoff_bytes.labels(backend).inc(payload_bytes)
-                self._metrics.handoff_s.labels(backend).observe(seconds)
-            case JobFailed(failure=Failure(kind=FailureKind.HANDOFF_FAILED)):
-                self._metrics.handoff_failures.inc()
+            case KVLanded(instance=instance, request=request, backend=backend):
+                placement = placed(request)
+                prefill = (placement and placement.prefill) or _NOBODY
+                self._metrics.handoff_bytes.labels(prefill, instance, backend).inc(message.payload_bytes)
+                self._metrics.handoff_s.labels(prefill, instance, backend).observe(message.seconds)
+            case JobFailed(request=request, failure=Failure(kind=FailureKind.HANDOFF_FAILED)):
+                # What the other side says of the same hand-off comes when the request has ended.
+                if (placement := placed(request)) is not None:
+                    self._metrics.handoff_failures.labels(placement.prefill or _NOBODY, placement.decode).inc()
             case _:
                 pass
 

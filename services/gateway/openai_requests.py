@@ -1,34 +1,36 @@
 """From the body of an HTTP request to a `Call`: the one place where the OpenAI API's input is checked."""
 
-import difflib
-import re
-from collections.abc import Mapping
-from types import MappingProxyType
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import msgspec
 
 from common.messages.sampling import SamplingParams
-from services.gateway.openai_errors import ApiError, invalid
-from services.gateway.openai_types import ChatFields, CompletionFields, GenerationFields, MessageFields
-
-IGNORED: Final = frozenset({"metadata", "store", "service_tier"})
-"""Accepted without effect, because unchanged clients send them."""
+from services.gateway.openai_errors import invalid
+from services.gateway.openai_messages import template_message
+from services.gateway.openai_types import ChatFields, CompletionFields, GenerationFields
+from services.gateway.request_body import read_body
+from services.gateway.structured_output import ANY_TEXT, Structure, structure_of
+from services.text.tools import Tool
 
 COMPLETION_MAX_TOKENS: Final = 16
 """What /v1/completions gives when nobody says how much."""
 
+MOST_PROMPTS: Final = 128
+"""Of one request. Each is a request to the mesh, and takes its place in the queue."""
+
+MOST_ANSWERS: Final = 256
+"""Of one request: its prompts times n."""
+
 USER_CHARACTERS: Final = 128
 """So much of `user` tells users apart: it is kept, and clients may send anything."""
 
-_ROLES: Final = MappingProxyType({"developer": "system"})
-"""Newer clients say developer; the models' templates know system."""
-
 
 class ChatPrompt(msgspec.Struct, frozen=True):
-    """A conversation for the chat template."""
+    """A conversation for the chat template, and the tools that the model is to know of."""
 
-    messages: tuple[dict[str, str], ...]
+    messages: tuple[dict[str, Any], ...]
+    tools: tuple[Tool, ...] = ()
+    must_call: bool = False
 
 
 class TextPrompt(msgspec.Struct, frozen=True):
@@ -49,10 +51,11 @@ Prompt = ChatPrompt | TextPrompt | TokenPrompt
 class Call(msgspec.Struct, frozen=True):
     """A checked request: everything but what needs the tokeniser or the mesh."""
 
-    prompt: Prompt
+    prompts: tuple[Prompt, ...]
+    """Each is answered `choices` times. More than one is a batch."""
     sampling: SamplingParams
     max_tokens: int | None
-    """None: as many as fit."""
+    """None: as many as fit; 0 with `echo` only."""
     default_max_tokens: int | None
     """For a call without max_tokens: at most so many; None: as many as fit."""
     choices: int
@@ -63,6 +66,12 @@ class Call(msgspec.Struct, frozen=True):
     stream: bool
     include_usage: bool
     user: str = ""
+    echo: bool = False
+    """Every answer begins with its prompt."""
+    structure: Structure = ANY_TEXT
+    """The form of the answer."""
+    is_seeded: bool = False
+    """The client has said the seed: then each prompt of a batch is answered as it would be alone."""
 
 
 class CallRules(msgspec.Struct, frozen=True):
@@ -73,12 +82,9 @@ class CallRules(msgspec.Struct, frozen=True):
     vocab_size: int
 
 
-Fields = TypeVar("Fields", bound=GenerationFields)
-
-
 def parse_chat(body: bytes, rules: CallRules, seed: int) -> Call:
     """The call in the body of POST /v1/chat/completions; `seed` is for a client that gives none. ApiError."""
-    fields = _read(body, ChatFields)
+    fields = read_body(body, ChatFields)
     if fields.top_logprobs is not None and not fields.logprobs:
         raise invalid("top_logprobs is allowed with logprobs=true only", "top_logprobs")
     limits = {limit for limit in (fields.max_tokens, fields.max_completion_tokens) if limit is not None}
@@ -88,30 +94,34 @@ def parse_chat(body: bytes, rules: CallRules, seed: int) -> Call:
             "disagree; give one of them",
             "max_completion_tokens",
         )
+    messages = tuple(template_message(message, f"messages[{i}]") for i, message in enumerate(fields.messages))
+    structure = structure_of(fields)
     return _call(
         fields,
         rules,
         seed,
-        prompt=ChatPrompt(tuple(_message(m, f"messages[{i}]") for i, m in enumerate(fields.messages))),
+        prompts=(ChatPrompt(messages, structure.tools, structure.must_call),),
         max_tokens=next(iter(limits), None),
         default_max_tokens=None,
         logprobs=(fields.top_logprobs or 0) if fields.logprobs else None,
+        structure=structure,
     )
 
 
 def parse_completion(body: bytes, rules: CallRules, seed: int) -> Call:
     """The call in the body of POST /v1/completions; `seed` is for a client that gives none. ApiError."""
-    fields = _read(body, CompletionFields)
-    if fields.echo:
-        raise invalid("echo=true is not yet supported; put the prompt before the answer yourself", "echo")
+    fields = read_body(body, CompletionFields)
+    prompts = _plain_prompts(fields.prompt, rules.vocab_size)
+    _check_completion(fields, len(prompts))
     return _call(
         fields,
         rules,
         seed,
-        prompt=_plain_prompt(fields.prompt, rules.vocab_size),
+        prompts=prompts,
         max_tokens=fields.max_tokens,
         default_max_tokens=COMPLETION_MAX_TOKENS,
         logprobs=fields.logprobs,
+        echo=fields.echo,
     )
 
 
@@ -120,16 +130,18 @@ def _call(
     rules: CallRules,
     seed: int,
     *,
-    prompt: Prompt,
+    prompts: tuple[Prompt, ...],
     max_tokens: int | None,
     default_max_tokens: int | None,
     logprobs: int | None,
+    echo: bool = False,
+    structure: Structure = ANY_TEXT,
 ) -> Call:
     _check(fields, rules, max_tokens)
     options = fields.stream_options
     return Call(
-        prompt=prompt,
-        sampling=_sampling(fields, seed, logprobs),
+        prompts=prompts,
+        sampling=_sampling(fields, seed, logprobs, logprobs if echo else None, structure.grammar),
         max_tokens=max_tokens,
         default_max_tokens=default_max_tokens,
         choices=fields.n,
@@ -140,6 +152,9 @@ def _call(
         stream=fields.stream,
         include_usage=options is not None and options.include_usage,
         user=fields.user[:USER_CHARACTERS],
+        echo=echo,
+        is_seeded=fields.seed is not None,
+        structure=structure,
     )
 
 
@@ -165,7 +180,28 @@ def _check(fields: GenerationFields, rules: CallRules, max_tokens: int | None) -
         )
 
 
-def _sampling(fields: GenerationFields, seed: int, logprobs: int | None) -> SamplingParams:
+def _check_completion(fields: CompletionFields, prompts: int) -> None:
+    """What the types cannot say of a plain completion alone."""
+    if fields.max_tokens == 0 and not fields.echo:
+        raise invalid("max_tokens=0 is allowed with echo=true only; there would be nothing to answer", "max_tokens")
+    if prompts * fields.n > MOST_ANSWERS:
+        raise invalid(
+            f"{prompts} prompts with n={fields.n!r} are {prompts * fields.n} answers; one request has at most "
+            f"{MOST_ANSWERS}: lower n, or send several requests",
+            "n",
+        )
+    is_scored = fields.echo and fields.logprobs is not None
+    if is_scored and fields.pdmesh is not None and fields.pdmesh.split not in (None, 0):
+        raise invalid(
+            f"pdmesh.split={fields.pdmesh.split!r} with echo and logprobs: the logprobs of a prompt are made where the "
+            "answer is, so that split must be 0; leave it out",
+            "pdmesh.split",
+        )
+
+
+def _sampling(
+    fields: GenerationFields, seed: int, logprobs: int | None, prompt_logprobs: int | None, grammar: str
+) -> SamplingParams:
     return SamplingParams(
         temperature=fields.temperature,
         top_k=max(fields.top_k, 0),
@@ -178,87 +214,35 @@ def _sampling(fields: GenerationFields, seed: int, logprobs: int | None) -> Samp
         # Seeds are 63 bits on the way to the engine; a negative one keeps its low bits.
         seed=(seed if fields.seed is None else fields.seed) & (2**63 - 1),
         logprobs=logprobs,
+        prompt_logprobs=prompt_logprobs,
+        grammar=grammar,
     )
 
 
-def _message(fields: MessageFields, where: str) -> dict[str, str]:
-    message = {"role": _ROLES.get(fields.role, fields.role), "content": _text(fields.content, f"{where}.content")}
-    return message if fields.name is None else {**message, "name": fields.name}
-
-
-def _text(content: str | list[dict[str, Any]], where: str) -> str:
-    """Text parts are joined by line ends, as other servers of open models do."""
-    if isinstance(content, str):
-        return content
-    return "\n".join(_part_text(part, f"{where}[{i}]") for i, part in enumerate(content))
-
-
-def _part_text(part: Mapping[str, Any], where: str) -> str:
-    match part:
-        case {"type": "text", "text": str(text)} if len(part) == 2:
-            return text
-        case {"type": "text"}:
-            raise invalid(f"{where}: a text part is {{'type': 'text', 'text': '...'}}, got {part!r}", where)
-        case {"type": kind}:
-            raise invalid(
-                f"{where}.type: {kind!r} is not supported; this model reads 'text' parts only", f"{where}.type"
-            )
-        case _:
-            raise invalid(f"{where}.type is missing; every part says its type", f"{where}.type")
-
-
-def _plain_prompt(prompt: str | list[Any], vocab_size: int) -> Prompt:
+def _plain_prompts(prompt: str | list[Any], vocab_size: int) -> tuple[Prompt, ...]:
+    """A text, token ids, or a list of either: OpenAI's four forms."""
     if isinstance(prompt, str):
-        return TextPrompt(prompt)
-    if prompt and all(isinstance(item, str | list) for item in prompt):
-        raise invalid(
-            f"a list of prompts (here {len(prompt)}) is not yet supported; send one request for each", "prompt"
-        )
-    for i, token in enumerate(prompt):
+        return (TextPrompt(prompt),)
+    if not (prompt and isinstance(prompt[0], str | list)):
+        return (_token_prompt(prompt, vocab_size, "prompt"),)
+    if len(prompt) > MOST_PROMPTS:
+        raise invalid(f"{len(prompt)} prompts; one request has at most {MOST_PROMPTS}: send several requests", "prompt")
+    kind = type(prompt[0])
+    for i, item in enumerate(prompt):
+        if not isinstance(item, kind):
+            raise invalid(
+                f"prompt[{i}] is a {type(item).__name__}, and prompt[0] a {kind.__name__}; a list of prompts has texts "
+                "only, or lists of token ids only",
+                f"prompt[{i}]",
+            )
+    return tuple(
+        TextPrompt(item) if isinstance(item, str) else _token_prompt(item, vocab_size, f"prompt[{i}]")
+        for i, item in enumerate(prompt)
+    )
+
+
+def _token_prompt(tokens: list[Any], vocab_size: int, where: str) -> TokenPrompt:
+    for i, token in enumerate(tokens):
         if type(token) is not int or not 0 <= token < vocab_size:
-            raise invalid(f"prompt[{i}]={token!r} is not a token id of this model (0 to {vocab_size - 1})", "prompt")
-    return TokenPrompt(tuple(prompt))
-
-
-# ---------------------------------------------------------------- JSON
-
-
-def _read(body: bytes, kind: type[Fields]) -> Fields:
-    try:
-        values = _without_nulls(msgspec.json.decode(body))
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise invalid(f"the body is not JSON: {error}", code="invalid_json") from error
-    if not isinstance(values, dict):
-        raise invalid(f"the body must be a JSON object, got {type(values).__name__}", code="invalid_json")
-    values = {name: value for name, value in values.items() if name not in IGNORED}
-    for name in values.keys() - set(kind.__struct_fields__):
-        raise _unknown(name, kind)
-    try:
-        return msgspec.convert(values, kind, str_keys=True)
-    except msgspec.ValidationError as error:
-        raise _misfit(error, values) from error
-
-
-def _without_nulls(value: Any) -> Any:
-    """A null means the parameter was not given, at any depth."""
-    if isinstance(value, dict):
-        return {name: _without_nulls(inner) for name, inner in value.items() if inner is not None}
-    if isinstance(value, list):
-        return [_without_nulls(inner) for inner in value]
-    return value
-
-
-def _unknown(name: str, kind: type[GenerationFields]) -> ApiError:
-    near = difflib.get_close_matches(name, kind.__struct_fields__, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    return invalid(f"the parameter {name!r} is not supported{hint}", name, "unsupported_parameter")
-
-
-def _misfit(error: msgspec.ValidationError, values: Mapping[str, Any]) -> ApiError:
-    """Name the parameter: msgspec ends its message with the path of the value, or names the field itself."""
-    reason, _, path = str(error).partition(" - at ")
-    where = path.rpartition("$")[2].strip("`.").replace("[...]", "")
-    field = re.search(r"(?:required|unknown) field `([^`]+)`", reason)
-    param = ".".join(part for part in (where, field and field[1]) if part)
-    got = f"{where}={values[where]!r}: " if where in values else f"{where}: " if where else ""
-    return invalid(f"{got}{reason[0].lower()}{reason[1:]}", param or None)
+            raise invalid(f"{where}[{i}]={token!r} is not a token id of this model (0 to {vocab_size - 1})", where)
+    return TokenPrompt(tuple(tokens))

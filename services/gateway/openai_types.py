@@ -5,6 +5,15 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from services.gateway.openai_tools import (
+    ResponseFormat,
+    ToolCall,
+    ToolCallDelta,
+    ToolCallFields,
+    ToolChoice,
+    ToolFields,
+)
+
 # ---------------------------------------------------------------- requests
 
 PositiveInt = Annotated[int, Meta(ge=1)]
@@ -12,6 +21,16 @@ Penalty = Annotated[float, Meta(ge=-2, le=2)]
 Bias = Annotated[float, Meta(ge=-100, le=100)]
 StopString = Annotated[str, Meta(min_length=1, max_length=256)]
 Alternatives = Annotated[int, Meta(ge=0, le=20)]
+
+_TOKEN_IDS = {"propertyNames": {"pattern": "^(0|[1-9][0-9]*)$"}}
+_PROMPT_LISTS = {
+    "anyOf": [
+        {"items": {"type": "integer", "minimum": 0}, "minItems": 1},
+        {"items": {"type": "string"}, "minItems": 1},
+        {"items": {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}, "minItems": 1},
+    ]
+}
+"""Token ids, texts, or lists of token ids, in words of JSON Schema: three kinds of lists are beyond one annotation."""
 
 
 class _Fields(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -44,7 +63,7 @@ class GenerationFields(_Fields, frozen=True, kw_only=True):
     repetition_penalty: Annotated[float, Meta(gt=0, le=10)] = 1.0
     frequency_penalty: Penalty = 0.0
     presence_penalty: Penalty = 0.0
-    logit_bias: Annotated[dict[int, Bias], Meta(max_length=1024)] = {}
+    logit_bias: Annotated[dict[int, Bias], Meta(max_length=1024, extra_json_schema=_TOKEN_IDS)] = {}
     seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
     stop: StopString | Annotated[tuple[StopString, ...], Meta(max_length=16)] = ()
     ignore_eos: bool = False
@@ -56,11 +75,17 @@ class GenerationFields(_Fields, frozen=True, kw_only=True):
 
 
 class MessageFields(_Fields, frozen=True):
-    """One message of a conversation; `content` is text, or parts that are all text."""
+    """One message of a conversation; `content` is text, or parts that are all text. Without any: calls alone."""
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[dict[str, Any]]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[dict[str, Any]] | None = None
     name: str | None = None
+    tool_calls: tuple[ToolCallFields, ...] | None = None
+    """Of an assistant's message."""
+    tool_call_id: str | None = None
+    """Of a tool's message: the call whose result it is."""
+    parsed: Any = None
+    """What the openai SDK adds to answers that it has parsed; without effect."""
 
 
 class ChatFields(GenerationFields, frozen=True, kw_only=True):
@@ -70,12 +95,20 @@ class ChatFields(GenerationFields, frozen=True, kw_only=True):
     max_completion_tokens: PositiveInt | None = None
     logprobs: bool = False
     top_logprobs: Alternatives | None = None
+    response_format: ResponseFormat | None = None
+    tools: Annotated[tuple[ToolFields, ...], Meta(min_length=1, max_length=128)] | None = None
+    tool_choice: ToolChoice | None = None
+    """None: auto."""
+    parallel_tool_calls: bool | None = None
+    """None: as with true, an answer may have several calls."""
 
 
 class CompletionFields(GenerationFields, frozen=True, kw_only=True):
     """The body of POST /v1/completions."""
 
-    prompt: str | list[Any]
+    prompt: str | Annotated[list[Any], Meta(extra_json_schema=_PROMPT_LISTS)]
+    max_tokens: Annotated[int, Meta(ge=0)] | None = None
+    """0 with echo=true only: the prompt is scored and nothing is added to it."""
     logprobs: Alternatives | None = None
     echo: bool = False
 
@@ -126,9 +159,10 @@ class ChatLogprobs(msgspec.Struct, frozen=True):
 class ChatMessage(msgspec.Struct, frozen=True):
     """The assistant's message."""
 
-    content: str
+    content: str | None
     role: Literal["assistant"] = "assistant"
     refusal: None = None
+    tool_calls: list[ToolCall] | UnsetType = UNSET
 
 
 class ChatChoice(msgspec.Struct, frozen=True):
@@ -156,6 +190,7 @@ class ChatDelta(msgspec.Struct, frozen=True, omit_defaults=True):
 
     role: Literal["assistant"] | UnsetType = UNSET
     content: str | UnsetType = UNSET
+    tool_calls: list[ToolCallDelta] | UnsetType = UNSET
 
 
 class ChatChunkChoice(msgspec.Struct, frozen=True):
@@ -179,11 +214,11 @@ class ChatChunk(msgspec.Struct, frozen=True):
 
 
 class CompletionLogprobs(msgspec.Struct, frozen=True):
-    """Tokens of a plain completion; the four lists run in parallel."""
+    """Tokens of a plain completion; the four lists run in parallel. The first token of an echoed prompt has nulls."""
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
 
 

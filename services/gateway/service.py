@@ -5,31 +5,42 @@ import logging
 import time
 from datetime import datetime
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 from aiohttp import web
 
 from common.bus.codecs import from_worker_codec, to_worker_codec
 from common.bus.drops import Drops
+from common.bus.gate import Gate
 from common.bus.server import BusServer
 from common.clock import Clock, SystemClock
 from common.config.addresses import format_host_port, parse_http
-from common.config.types import MeshConfig
+from common.config.types import MeshConfig, TracingConfig
 from common.entropy import Entropy
+from common.errors import ConfigError
 from common.ids import Generation, RequestId
 from common.loop_lag import LoopLag
+from common.messages.control import Rejected
 from common.metrics import CONTENT_TYPE, Metrics
 from common.signals import stop_on_signals
-from services.gateway.app import build_app, build_runner
+from services.gateway.app import build_app
 from services.gateway.completions import ApiSettings, Minted, ModelCard
+from services.gateway.dashboard import DashboardRoutes
+from services.gateway.dashboard_source import DashboardSource
+from services.gateway.http_server import ConnectionLimits, build_runner
 from services.gateway.instances import InstanceRoutes
+from services.gateway.key_file import KeyFile
 from services.gateway.mesh import MeshShell
-from services.gateway.metering import MeteringObserver, WorkerMeter
+from services.gateway.metering import MeteringObserver, StageMeter, WorkerMeter
 from services.gateway.model_facts import context_length_of
 from services.gateway.observer import Observers
+from services.gateway.open_files import allow_connections
 from services.gateway.responses import json_response
+from services.gateway.settling import Settling
 from services.gateway.text_lane import TextLane
 from services.gateway.trace_routes import TraceRoutes
+from services.gateway.trace_types import RequestTrace
 from services.gateway.traces import Traces
 from services.scheduling.lifecycle import Lifecycle, Limits
 from services.scheduling.membership import Membership
@@ -54,20 +65,34 @@ class GatewayService:
         self.metrics = Metrics()
         self._lag = LoopLag(clock)
         self._entropy = Entropy()
+        self._stages = StageMeter(self.metrics)
+        self._export = _export_of(config.tracing)
 
     async def start(self) -> None:
-        """Listen for workers and for clients. Raises ModelError, BusError, or OSError for an address in use."""
+        """Listen for workers and for clients.
+
+        Raises ModelError, ConfigError, BusError, or OSError for an address in use.
+        """
         gateway = self._config.gateway
         malformed, undeliverable = self.metrics.malformed_frames, self.metrics.undeliverable_messages
         drops = Drops(
             self._clock,
             on_malformed=malformed.labels("control").inc,
             on_undeliverable=undeliverable.labels("control").inc,
+            on_refused=self.metrics.refused.inc,
         )
-        self._bus = BusServer(gateway.control, from_worker_codec(), to_worker_codec(), drops=drops)
+        self._bus = BusServer(
+            gateway.control,
+            from_worker_codec(),
+            to_worker_codec(),
+            drops=drops,
+            gate=self._gate(gateway.control_keys),
+            refuse=lambda reason: Rejected(reason=reason, fatal=True),
+        )
         self.control = await self._bus.start()
         on_ratio = self.metrics.prediction_ratio.observe
-        self.traces = Traces(gateway.traces, self._config.policy, self._clock, on_ratio)
+        self._settling = Settling(lambda request: self.traces.trace(request), self._settled)
+        self.traces = Traces(gateway.traces, self._config.policy, self._clock, on_ratio, self._settling.ended)
         limits = Limits(queue=gateway.queue, prefill_slots=gateway.prefill_slots)
         self.mesh = MeshShell(
             Lifecycle(
@@ -82,10 +107,25 @@ class GatewayService:
             self.traces,
             self._entropy,
             deadline_s=gateway.deadline_s,
+            silence_s=gateway.silence_s,
+        )
+        self._dashboard = DashboardSource(
+            self.mesh,
+            self.metrics,
+            self._clock,
+            model=self._config.model,
+            policy=self._config.policy,
+            life=self._entropy.hex(4),
         )
         await self.mesh.start()
         await self._serve_http()
         self._lag.start()
+        self._dashboard.history.start()
+
+    def _gate(self, keys: str | None) -> Gate | None:
+        if keys is None:
+            return None
+        return Gate(Path(keys), on_withdrawn=lambda instance: self.mesh.key_withdrawn(instance))
 
     async def _serve_http(self) -> None:
         gateway = self._config.gateway
@@ -100,15 +140,26 @@ class GatewayService:
                 max_body=gateway.max_body,
                 deadline_s=gateway.deadline_s,
                 allow_placement_override=gateway.allow_placement_override,
+                max_header=gateway.max_header,
+                max_prompt=gateway.max_prompt,
+                max_streams=gateway.max_streams,
+                slow_client_s=gateway.slow_client_s,
             ),
             self._clock,
             self._mint,
             Observers(MeteringObserver(self.metrics), self.traces),
+            None if gateway.api_keys is None else KeyFile(Path(gateway.api_keys), self._clock),
         )
         app.router.add_get("/metrics", self._show_metrics)
         app.router.add_get("/links", self._show_links)
         app.add_routes([*InstanceRoutes(self.mesh).routes(), *TraceRoutes(self.traces).routes()])
-        self._http = build_runner(app)
+        app.add_routes(DashboardRoutes(self._dashboard).routes())
+        limits = ConnectionLimits(
+            connections=allow_connections(gateway.max_connections),
+            head_bytes=gateway.max_header,
+            unread_s=gateway.slow_client_s,
+        )
+        self._http = build_runner(app, limits)
         await self._http.setup()
         host, port = parse_http(gateway.http)
         await web.TCPSite(self._http, host, port).start()
@@ -127,6 +178,11 @@ class GatewayService:
     async def _show_links(self, _: web.Request) -> web.Response:
         return json_response(msgspec.json.encode({"links": self.mesh.links()}))
 
+    def _settled(self, trace: RequestTrace) -> None:
+        self._stages.settled(trace)
+        if self._export is not None:
+            self._export.settled(trace)
+
     def _mint(self) -> Minted:
         return Minted(RequestId(f"r-{self._entropy.hex(10)}"), self._entropy.bits63(), _unix_time())
 
@@ -141,10 +197,36 @@ class GatewayService:
     async def close(self) -> None:
         """End everything; requests still in flight fail."""
         self._lag.stop()
+        await self._dashboard.history.close()
         await self.mesh.close()
         await self._http.cleanup()
         await self._text.__aexit__(None, None, None)
         await self._bus.close()
+        self._settling.close()
+        if self._export is not None:
+            await self._export.close()
+
+
+class _Export(Protocol):
+    """Who is told of every request that has ended, and in the end that there are no more."""
+
+    def settled(self, trace: RequestTrace) -> None: ...
+
+    async def close(self) -> None: ...
+
+
+def _export_of(tracing: TracingConfig) -> _Export | None:
+    """What sends traces, where that is wanted. Raises ConfigError without the packages that it takes."""
+    if tracing.otlp is None:
+        return None
+    try:
+        from services.gateway.open_telemetry import export_to
+    except ImportError as error:
+        raise ConfigError(
+            f"tracing.otlp is {tracing.otlp!r}, and {error.name!r} is not installed: install the extra `tracing` "
+            "(pip install 'pdmesh[tracing]'), or write null"
+        ) from error
+    return export_to(tracing.otlp, tracing.sample, time.time)  # noqa: TID251 - collectors want wall time
 
 
 def _unix_time() -> int:

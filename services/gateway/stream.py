@@ -1,6 +1,6 @@
 """Between the HTTP side and the mesh side of the gateway: one request in, a stream of events out."""
 
-from typing import Protocol
+from typing import Final, Protocol
 
 import msgspec
 
@@ -11,6 +11,10 @@ from common.messages.sampling import SamplingParams
 from services.scheduling.placement import Placement
 
 __all__ = ["Failed", "GenerationRequest", "Mesh", "Placed", "Placement", "PromptCached", "RequestStream", "StreamEvent"]
+
+MOST_UNREAD: Final = 1 << 15
+"""Events of one request that may wait for the HTTP side, which waits itself while a client does not read: far more than
+lie there while it is merely busy. The time that a client may take ends most such requests before."""
 
 
 class GenerationRequest(msgspec.Struct, frozen=True):
@@ -27,6 +31,12 @@ class GenerationRequest(msgspec.Struct, frozen=True):
     """Placement override: "full", tokens (int) or a share of the prompt (float); None: the mesh's policy."""
     user: str = ""
     """Whom or what it is for, where the client says so."""
+    traceparent: str = ""
+    """The W3C trace context that came with it, unread; empty: none."""
+    key: str = ""
+    """The name of the API key that it came with; empty where none is asked for."""
+    call: RequestId | None = None
+    """Of a prompt of a batch that is not the first: the request that is."""
 
 
 class Placed(msgspec.Struct, frozen=True):

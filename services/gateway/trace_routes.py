@@ -1,6 +1,6 @@
 """GET /traces and GET /traces/{request_id}: why each request was placed as it was, and how long that took.
 
-Like /links these routes authenticate nobody; they show no prompts and no answers.
+They show no prompts and no answers; without gateway.api_keys they are for networks where everybody may be trusted.
 """
 
 from typing import Final
@@ -11,7 +11,7 @@ from aiohttp import web
 from common.ids import RequestId
 from services.gateway.openai_errors import ApiError, invalid
 from services.gateway.responses import error_response, json_response
-from services.gateway.trace_types import RequestTrace, TraceList, summary_of
+from services.gateway.trace_types import RequestTrace, TraceList, WholeTraces, summary_of
 from services.gateway.traces import Traces
 
 MOST_LISTED: Final = 1000
@@ -35,8 +35,11 @@ class TraceRoutes:
     async def _newest(self, http: web.Request) -> web.Response:
         try:
             limit = _limit(http.query.get("limit", str(_FEW)))
+            is_whole = _flag("whole", http.query.get("whole", "false"))
         except ApiError as error:
             return error_response(error)
+        if is_whole:
+            return json_response(msgspec.json.encode(WholeTraces(self._traces.limit, self._traces.newest(limit))))
         lines = tuple([summary_of(trace) for trace in self._traces.newest(limit)])
         return json_response(msgspec.json.encode(TraceList(self._traces.limit, lines)))
 
@@ -62,6 +65,12 @@ def request_of(shown: str) -> RequestId:
         if shown.startswith(prefix):
             return RequestId(shown.removeprefix(prefix))
     return RequestId(shown)
+
+
+def _flag(name: str, text: str) -> bool:
+    if text in ("true", "false"):
+        return text == "true"
+    raise invalid(f"{name} is {text!r}: say true or false", name)
 
 
 def _limit(text: str) -> int:

@@ -6,6 +6,7 @@ import msgspec
 
 from common.errors import Failure
 from common.ids import InstanceId, RequestId
+from common.messages.control import PrefillTimes
 from services.scheduling.balancer import Split
 from services.scheduling.placement import Placement
 
@@ -23,6 +24,8 @@ class LandedKV(msgspec.Struct, frozen=True):
     seconds: float
     """From D's connection to P. D connects when it has room, so that these may hold the time of P's computing too."""
     backend: str
+    first_byte_s: float = 0.0
+    """Of `seconds`, those until something had arrived."""
 
 
 class RequestTrace(msgspec.Struct):
@@ -49,7 +52,11 @@ class RequestTrace(msgspec.Struct):
     landed: LandedKV | None = None
     released_s: float | None = None
     """P holds nothing of it any more."""
+    prefill_times: PrefillTimes | None = None
+    """Where the time went at P until then, by P's clock."""
     first_token_s: float | None = None
+    decode_computed_s: float | None = None
+    """From D's first step for it to its first token, by D's clock."""
     last_token_s: float | None = None
     tokens: int = 0
     """That D sampled, over all choices; those behind a stop string and those that end a text are counted too."""
@@ -58,6 +65,15 @@ class RequestTrace(msgspec.Struct):
     outcome: str = RUNNING
     """RUNNING, FINISHED, or the kind of the failure: `cancelled` is a client that went away."""
     failure: Failure | None = None
+    traceparent: str = ""
+    """The W3C trace context that the client sent, as it sent it."""
+    key: str = ""
+    """The name of the API key that it came with; empty where none is asked for."""
+
+    @property
+    def total_s(self) -> float:
+        """From the arrival to the end; of one that runs, until now."""
+        return self.age_s if self.ended_s is None else self.ended_s
 
     @property
     def prediction(self) -> Split | None:
@@ -94,6 +110,14 @@ class TraceList(msgspec.Struct, frozen=True):
     kept: int
     """Most traces that the gateway keeps."""
     traces: tuple[TraceSummary, ...]
+
+
+class WholeTraces(msgspec.Struct, frozen=True):
+    """The answer of GET /traces?whole=true: the newest first; their ages are of one moment."""
+
+    kept: int
+    """Most traces that the gateway keeps."""
+    traces: tuple[RequestTrace, ...]
 
 
 def summary_of(trace: RequestTrace) -> TraceSummary:

@@ -8,9 +8,10 @@ from common.config.addresses import parse_http
 from common.config.types import MeshConfig
 from common.errors import ConfigError
 from common.messages.control import Role
+from services.launch.commands import GATEWAY
 from services.launch.compose_hosts import HTTP_PORT, HostPlan, control_port, plan_hosts
 from services.launch.compose_mesh import container_mesh, profile_files
-from services.launch.compose_services import MODEL, Composer
+from services.launch.compose_services import KEYS_SERVICE, MODEL, Composer
 from services.launch.compose_settings import ComposeFile, ComposeSettings, ComposeStack
 
 WRITTEN_BY = "# Written by `pdmesh compose`; what you change here is lost when it is written again."
@@ -22,8 +23,9 @@ def compose_stack(config: MeshConfig, settings: ComposeSettings) -> ComposeStack
 
     Raises ConfigError for a mesh that cannot be run so, with what to change.
     """
-    if any(instance.id == MODEL for instance in config.instances):
-        raise ConfigError(f"an instance is called {MODEL!r}, as the service that prepares the model is; rename it")
+    for name, work in ((MODEL, "prepares the model"), (KEYS_SERVICE, "makes keys")):
+        if any(instance.id == name for instance in config.instances):
+            raise ConfigError(f"an instance is called {name!r}, as the service that {work} is; rename it")
     hosts = plan_hosts(config, settings.gateway_host)
     gateway_host = None if len(hosts) == 1 else hosts[0].name
     return ComposeStack(
@@ -59,19 +61,32 @@ def _notes_alone(config: MeshConfig) -> tuple[str, ...]:
 def _notes_of_several(config: MeshConfig, host: HostPlan, hosts: tuple[HostPlan, ...]) -> tuple[str, ...]:
     """What must be open between the machines, and what protects it."""
     others = ", ".join(str(other.name) for other in hosts if other != host)
-    control = control_port(config)
     return (
         f"The part of {host.name!r} of a mesh on {len(hosts)} machines; the others: {others}.",
         "",
         *_doors(config, host),
         "",
-        f"NOTHING PROTECTS PORT {control} OF {hosts[0].name!r} YET:",
-        "who reaches it can join the mesh and read every prompt. Let a firewall open it to these machines alone.",
+        *_protection_of_control(config, host, hosts[0]),
         "KV goes between the machines under TLS, both sides with certificates."
         if config.transfer.tls is not None
         else "KV goes between the machines in the clear, since transfer.trusted_network says that nobody listens.",
         "",
         f"On this machine {host.name!r} must mean the address that the others use, not 127.0.1.1.",
+    )
+
+
+def _protection_of_control(config: MeshConfig, host: HostPlan, first: HostPlan) -> tuple[str, ...]:
+    folder = config.gateway.control_keys
+    if folder is None:
+        return (
+            f"NOTHING PROTECTS PORT {control_port(config)} OF {first.name!r}, as gateway.insecure wants it:",
+            "who reaches it can join the mesh and read every prompt. Let a firewall open it to these machines alone.",
+        )
+    processes = (*((GATEWAY,) if host.has_gateway else ()), *(instance.id for instance in host.instances))
+    return (
+        "Instances join encrypted, each with its own key. Of the folders that `pdmesh keys init` made, this machine",
+        "needs these and no others; their owner is the containers' user (chown -R 10001:10001):",
+        *(f"  {folder}/{process}" for process in processes),
     )
 
 

@@ -17,14 +17,24 @@ PROFILES = "profiles"
 SOCKETS = "/run/pdmesh"
 """The folder in which the shm backends of one machine meet: its containers have network namespaces of their own."""
 TLS = "/run/pdmesh-tls"
+KEYS = "/run/pdmesh-keys"
+"""Where each process finds the folder of its keys for the control port."""
+API_KEYS = "/run/pdmesh-api-keys"
+"""Where the gateway finds the file of its clients' keys."""
 
 
 def container_mesh(config: MeshConfig, settings: ComposeSettings, *, is_alone: bool) -> MeshConfig:
     """`config` for containers, on one machine or several.
 
     What differs between containers (where the gateway is, under which name KV is served) is not in it: they are told
-    by variables.  Raises ConfigError for several machines between which KV would go unprotected.
+    by variables.  Raises ConfigError for several machines between which KV or the control port would be unprotected.
     """
+    if not is_alone and config.gateway.control_keys is None and not config.gateway.insecure:
+        raise ConfigError(
+            "instances are on several machines, and whoever reaches the control port could join and read prompts: run "
+            "`pdmesh keys init --out keys --config MESH.YAML` and set gateway.control_keys: keys, or set "
+            "gateway.insecure: true if nobody else is on their network"
+        )
     transfer = config.transfer
     if not is_alone and "tcp" in transfer.backends and transfer.tls is None and not transfer.trusted_network:
         raise ConfigError(
@@ -32,7 +42,11 @@ def container_mesh(config: MeshConfig, settings: ComposeSettings, *, is_alone: b
             "certificates, or set transfer.trusted_network: true if nobody else is on their network"
         )
     gateway = msgspec.structs.replace(
-        config.gateway, http=f"0.0.0.0:{HTTP_PORT}", control=f"tcp://0.0.0.0:{CONTROL_PORT}"
+        config.gateway,
+        http=f"0.0.0.0:{HTTP_PORT}",
+        control=f"tcp://0.0.0.0:{CONTROL_PORT}",
+        control_keys=KEYS if has_keys(config) else None,
+        api_keys=None if config.gateway.api_keys is None else API_KEYS,
     )
     return check_mesh(
         msgspec.structs.replace(
@@ -43,6 +57,11 @@ def container_mesh(config: MeshConfig, settings: ComposeSettings, *, is_alone: b
             instances=tuple(_instance(instance) for instance in config.instances),
         )
     )
+
+
+def has_keys(config: MeshConfig) -> bool:
+    """Whether connections to the control port need keys; on one machine they are made there where none are given."""
+    return config.gateway.control_keys is not None or not config.gateway.insecure
 
 
 def profile_files(config: MeshConfig) -> Mapping[str, str]:

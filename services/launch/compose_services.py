@@ -15,14 +15,16 @@ from services.launch.compose_hosts import (
     published_control,
     published_http,
 )
-from services.launch.compose_mesh import FILES, MESH_FILE, SOCKETS, tls_files
+from services.launch.compose_mesh import API_KEYS, FILES, KEYS, MESH_FILE, SOCKETS, has_keys, tls_files
 from services.launch.compose_settings import ComposeSettings
 
 MODEL = "model"
 """The service that prepares the model and ends."""
+KEYS_SERVICE = "keys"
+"""The service that makes keys for the control port and ends."""
 FRONT, CONTROL, DATA = "front", "control", "data"
 """Networks of one machine: to the outside, where instances join, where KV moves. The last two lead nowhere else."""
-MODELS_VOLUME, SOCKETS_VOLUME = "models", "sockets"
+MODELS_VOLUME, SOCKETS_VOLUME, KEYS_VOLUME = "models", "sockets", "keys"
 
 _CACHE = "/var/cache/pdmesh"
 _USER = "10001:10001"
@@ -59,9 +61,16 @@ class Composer:
         local = self._settings.local_model
         return local is None or local.endswith(".gguf")
 
+    @property
+    def makes_keys(self) -> bool:
+        """Whether there are keys to make: a folder of the user's is taken as it is."""
+        return has_keys(self._mesh) and self._mesh.gateway.control_keys is None
+
     def services(self) -> dict[str, Service]:
         """By name, in the order in which they start."""
         services: dict[str, Service] = {}
+        if self.makes_keys:
+            services[KEYS_SERVICE] = self._keys()
         if self.prepares:
             services[MODEL] = self._model()
         if self._host.has_gateway:
@@ -71,7 +80,8 @@ class Composer:
     def volumes(self) -> tuple[str, ...]:
         """Those that the services name."""
         models = () if self._settings.cache is not None else (MODELS_VOLUME,)
-        return (*models, *((SOCKETS_VOLUME,) if self._shares_memory else ()))
+        sockets = (SOCKETS_VOLUME,) if self._shares_memory else ()
+        return (*models, *sockets, *((KEYS_VOLUME,) if self.makes_keys else ()))
 
     def networks(self) -> dict[str, dict[str, bool]]:
         """Those that the services name; instances on several machines are on their machine's own network."""
@@ -82,6 +92,17 @@ class Composer:
     @property
     def _shares_memory(self) -> bool:
         return "shm" in self._mesh.transfer.backends and bool(self._host.instances)
+
+    def _keys(self) -> Service:
+        return {
+            **self._base("cpu"),
+            "command": ["keys", "init", "--config", f"{FILES}/{MESH_FILE}"],
+            # For a person's `compose run --rm keys keys revoke ID`, too.
+            "environment": {"PDMESH_GATEWAY__CONTROL_KEYS": KEYS},
+            "volumes": [_file(self._settings.files, FILES), _volume(KEYS_VOLUME, KEYS)],
+            "network_mode": "none",
+            "restart": "no",
+        }
 
     def _model(self) -> Service:
         return {
@@ -98,7 +119,7 @@ class Composer:
         return {
             **self._base("cpu"),
             **self._runs(("gateway",), {}, 1),
-            "volumes": self._mounts(),
+            "volumes": [*self._mounts(), *self._key_mounts(GATEWAY), *self._api_key_mounts()],
             "ports": ports if self.is_alone else [*ports, published_control(self._mesh)],
             "networks": [FRONT, CONTROL] if self.is_alone else [FRONT],
             "healthcheck": {
@@ -117,7 +138,7 @@ class Composer:
             **self._runs(
                 (instance.role.value, "--instance", instance.id), self._addresses(instance), _threads(instance)
             ),
-            "volumes": [*self._mounts(), *self._transfer_mounts()],
+            "volumes": [*self._mounts(), *self._key_mounts(instance.id), *self._transfer_mounts()],
             **self._place(instance),
             **_cores(instance),
         }
@@ -143,9 +164,13 @@ class Composer:
             "restart": "unless-stopped",
             "stop_grace_period": _GRACE,
         }
-        if self.prepares:
-            service["depends_on"] = {MODEL: {"condition": "service_completed_successfully"}}
+        if self._first():
+            service["depends_on"] = {name: {"condition": "service_completed_successfully"} for name in self._first()}
         return service
+
+    def _first(self) -> tuple[str, ...]:
+        """The services that must have ended before those that stay begin."""
+        return (*((KEYS_SERVICE,) if self.makes_keys else ()), *((MODEL,) if self.prepares else ()))
 
     def _addresses(self, instance: InstanceConfig) -> dict[str, str]:
         control = (
@@ -174,6 +199,18 @@ class Composer:
         cache = _volume(MODELS_VOLUME, _CACHE) if settings.cache is None else _folder(settings.cache, _CACHE)
         mounts = [_file(settings.files, FILES), cache]
         return mounts if settings.local_model is None else [*mounts, _file(settings.local_model, settings.local_model)]
+
+    def _key_mounts(self, process: str) -> list[Mount]:
+        """A folder and not its files: a file that is replaced would stay the old one in a running container."""
+        if self.makes_keys:
+            return [{**_volume(KEYS_VOLUME, KEYS), "read_only": True}]
+        folder = self._mesh.gateway.control_keys
+        return [] if folder is None else [_file(f"{folder}/{process}", f"{KEYS}/{process}")]
+
+    def _api_key_mounts(self) -> list[Mount]:
+        # `pdmesh keys api` writes into the file that is there, so that a running container sees what it writes.
+        file = self._mesh.gateway.api_keys
+        return [] if file is None else [_file(file, API_KEYS)]
 
     def _transfer_mounts(self) -> list[Mount]:
         tls = self._mesh.transfer.tls

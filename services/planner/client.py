@@ -26,10 +26,12 @@ T = TypeVar("T")
 
 
 class MeshClient:
-    """The mesh whose gateway serves at `url`. Every method waits for its answer; PlannerError without one."""
+    """The mesh whose gateway serves at `url`, asked with the API key `key` where it takes one. Every method waits for
+    its answer; PlannerError without one."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, key: str | None = None) -> None:
         self._url = url.rstrip("/")
+        self._headers = {} if key is None else {"Authorization": f"Bearer {key}"}
 
     def instances(self) -> tuple[InstanceInfo, ...]:
         """Every member, in the order of joining."""
@@ -45,7 +47,8 @@ class MeshClient:
 
     def _ask(self, path: str, kind: type[T], body: bytes | None, timeout_s: float) -> T:
         try:
-            with urllib.request.urlopen(f"{self._url}{path}", body, timeout=timeout_s) as answer:
+            request = urllib.request.Request(f"{self._url}{path}", body, self._headers)
+            with urllib.request.urlopen(request, timeout=timeout_s) as answer:
                 return msgspec.json.decode(answer.read(), type=kind)
         except urllib.error.HTTPError as error:
             raise _told(error, self._url) from error

@@ -18,7 +18,8 @@ def mesh_comments(each: Evaluation, request: PlanRequest, command: str, hosts: S
     if plan.needs_ranks:
         yield "It needs ranks: instances that span several devices can be planned and simulated, but not run yet."
     if hosts:
-        yield f"Machines: {', '.join(hosts)}; `pdmesh compose` writes what each of them is to run."
+        yield f"Machines: {', '.join(hosts)}; `pdmesh keys init --config FILE` makes the keys by which they know each"
+        yield "other, and `pdmesh compose FILE` writes what each of them is to run."
 
 
 def _simulated(each: Evaluation) -> str:

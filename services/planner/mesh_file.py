@@ -16,6 +16,8 @@ from services.planner.request import PlanRequest, Pool
 from services.simulator.served_model import ServedModel
 
 _CPU = "cpu"
+_KEYS = "keys"
+"""Where `pdmesh keys init` puts keys, without which instances on several machines may not join."""
 _ALWAYS = {MeshConfig: {"model", "dtype", "policy"}, InstanceConfig: {"id", "role", "device"}}
 """Keys that are written even where they are the default."""
 
@@ -35,7 +37,7 @@ def mesh_of(plan: Plan, request: PlanRequest) -> MeshConfig:
         model=request.model_word,
         dtype=request.model.dtype,
         policy=POLICY[plan.serving],
-        gateway=GatewayConfig(prefill_slots=prefill_slots(plan)),
+        gateway=GatewayConfig(prefill_slots=prefill_slots(plan), control_keys=None if is_local else _KEYS),
         instances=tuple(_instance(seat, request.model, is_local=is_local) for seat in taken),
     )
     return config if plan.needs_ranks else check_mesh(config)

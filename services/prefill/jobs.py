@@ -22,6 +22,7 @@ from common.messages.control import (
     MeasureStep,
     MeetPrefill,
     PrefillReleased,
+    PrefillTimes,
     PrefixReused,
     Rejected,
     Resume,
@@ -33,6 +34,7 @@ from common.messages.control import (
 from common.tasks import TaskScope
 from services.engine.api import (
     BlocksReserved,
+    ComputingBegan,
     EngineEvent,
     JobEnded,
     LayerReady,
@@ -56,10 +58,24 @@ _log = logging.getLogger(__name__)
 @dataclass(slots=True)
 class _Job:
     message: RunPrefill
-    deadline_at: float
+    accepted_at: float
     offer: Offer | None = None
     is_dropped: bool = False
     failure: Failure | None = None
+    began_at: float | None = None
+    computed_at: float | None = None
+
+    @property
+    def deadline_at(self) -> float:
+        return self.accepted_at + self.message.deadline_s
+
+    def times(self, now: float) -> PrefillTimes | None:
+        """As they are told when the job ends, at `now`."""
+        if self.computed_at is None:
+            return None
+        # Computed without a step: its KV was all there.
+        began_at = self.computed_at if self.began_at is None else self.began_at
+        return PrefillTimes(began_at - self.accepted_at, self.computed_at - began_at, now - self.computed_at)
 
 
 class PrefillJobs:
@@ -118,7 +134,7 @@ class PrefillJobs:
         if is_stale or request in self._jobs:
             _log.warning("request %s: not run: of a life that is over, or here already", request)
             return
-        self._jobs[request] = _Job(message, self._clock.now() + message.deadline_s)
+        self._jobs[request] = _Job(message, self._clock.now())
         self._faults.reach(FaultPoint.PREFILL_ACCEPTED)
         self._engine.submit(PrefillJob(request, message.prompt))
 
@@ -168,7 +184,10 @@ class PrefillJobs:
                 if (job := self._jobs.get(request)) is not None and job.offer is not None:
                     job.offer.layer_ready(layer, token_stop)
                 self._faults.reach(FaultPoint.PREFILL_FIRST_LAYER)
+            case ComputingBegan(request):
+                self._jobs[request].began_at = self._clock.now()
             case PrefillComputed(request):
+                self._jobs[request].computed_at = self._clock.now()
                 self._faults.reach(FaultPoint.PREFILL_COMPUTED)
                 _log.debug("request %s: prefill computed", request)
             case PrefillFailed(request, failure):
@@ -218,7 +237,8 @@ class PrefillJobs:
         failure = failure or job.failure
         if failure is not None and not job.is_dropped:
             self._send(JobFailed(self._instance, self.generation, request, failure))
-        self._send(PrefillReleased(self._instance, self.generation, request))
+        times = job.times(self._clock.now())
+        self._send(PrefillReleased(self._instance, self.generation, request, times))
 
     def load(self) -> Load:
         """What this instance holds now."""

@@ -5,6 +5,7 @@ import secrets
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from common.bus.keys import key_reader
 from common.clock import Clock, SystemClock
 from common.config.types import InstanceConfig, MeshConfig
 from common.faults import Faults
@@ -72,6 +73,7 @@ class PrefillService:
             self._config.gateway.control,
             lambda: Generation(secrets.randbits(63)),
             self._clock,
+            keys=key_reader(self._config.gateway.control_keys, self._instance.id),
         )
 
     async def serve(self, stop: asyncio.Event) -> None:

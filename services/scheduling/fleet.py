@@ -142,7 +142,11 @@ class Fleet:
         return self._slots_taken
 
     def held(self, request: RequestSpec) -> Mapping[InstanceId, int]:
-        """Leading tokens of its prompt whose KV a member has, by what it said last."""
+        """Leading tokens of its prompt whose KV a member has, by what it said last; none that are of use where every
+        position of the prompt must be computed.
+        """
+        if request.is_scored:
+            return {}
         return self._prefixes.of(request, [life.member for life in self._instances.values()])
 
     def view(

@@ -36,6 +36,7 @@ from services.scheduling.members import LoadReported, MemberJoined, MemberLost
 from services.scheduling.numbering import NumberingError, TokenNumbers
 from services.scheduling.output_lengths import OutputLengths, RunningQuantile
 from services.scheduling.placement import Placement
+from services.scheduling.proofs import Pair, pairs_of
 from services.scheduling.request import RequestSpec
 from services.scheduling.routing import MeshView, PlacementPolicy, Wait, token_limit
 from services.scheduling.running import Life, Running, late_at_work, late_in_queue, loss_of, name_of
@@ -124,6 +125,10 @@ class Lifecycle:
         """Why no ordinary request can be served now; None when one can."""
         return "the gateway is shutting down" if self._shutting_down else self._policy.not_ready(self._view())
 
+    def pairs(self) -> tuple[Pair, ...]:
+        """The pairs of members that an ordinary request may be placed on now."""
+        return () if self._shutting_down else pairs_of(self._policy, self._view())
+
     def context_length(self) -> int | None:
         """Most tokens (prompt + output) of a request that some decode instance holds; None before one has joined."""
         limits = [token_limit(view.member) for view in self._view().decodes]
@@ -145,6 +150,9 @@ class Lifecycle:
         if (state := self._state_of(request)) is not None:
             raise IllegalEvent(f"Arrived of request {request!r}, which is {state}; every request needs a new id")
         self._now = event.now
+        if event.spec.is_scored:
+            # P makes no logits: whatever the policy is, it places a request that says its own split.
+            event = msgspec.structs.replace(event, spec=msgspec.structs.replace(event.spec, split=0))
         if self._shutting_down:
             return [Fail(request, Failure(FailureKind.SHUTTING_DOWN, "the gateway is shutting down; send it again"))]
         if (refusal := self._policy.refusal(event.spec, self._view())) is not None:

@@ -22,6 +22,8 @@ class LossReason(StrEnum):
     """A message to it could not be delivered."""
     REPLACED = "replaced"
     """Another life of the same instance joined."""
+    REVOKED = "revoked"
+    """The key that it joined with is not allowed any more."""
 
 
 class MemberJoined(msgspec.Struct, frozen=True):

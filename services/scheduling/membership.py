@@ -31,6 +31,12 @@ class PeerUnreachable(msgspec.Struct, frozen=True):
     peer: Peer
 
 
+class KeyWithdrawn(msgspec.Struct, frozen=True):
+    """The key that `instance` connected with is not allowed any more: it was revoked, or replaced by another."""
+
+    instance: InstanceId
+
+
 class Reply(msgspec.Struct, frozen=True):
     """Send `message` to the connection it answers."""
 
@@ -38,7 +44,7 @@ class Reply(msgspec.Struct, frozen=True):
     message: Welcome | HeartbeatAck | Rejected
 
 
-MembershipEvent = MessageReceived | PeerUnreachable | Tick
+MembershipEvent = MessageReceived | PeerUnreachable | KeyWithdrawn | Tick
 MembershipEffect = Reply | MemberJoined | MemberLost | LoadReported
 
 
@@ -97,6 +103,8 @@ class Membership:
                 return self._end_leases(now)
             case PeerUnreachable(peer=peer):
                 return self._disconnect(peer)
+            case KeyWithdrawn(instance=instance):
+                return self._revoke(instance)
             case MessageReceived(now=now, peer=peer, message=message):
                 return self._receive(message, peer, now)
             case _ as unreachable:
@@ -166,6 +174,13 @@ class Membership:
         # A hole in what was said to a life cannot be mended: it must join anew.
         unreachable = [name for name, life in self._lives.items() if life.peer == peer]
         return [self._lose(instance, LossReason.UNREACHABLE) for instance in unreachable]
+
+    def _revoke(self, instance: InstanceId) -> list[MembershipEffect]:
+        if (life := self._lives.get(instance)) is None:
+            return []
+        # Not for good: where its key was replaced, it comes back with the new one.
+        rejected = Rejected(reason=f"the key of instance {instance!r} was revoked or replaced")
+        return [Reply(life.peer, rejected), self._lose(instance, LossReason.REVOKED)]
 
     def _end_leases(self, now: float) -> list[MembershipEffect]:
         lease_s = self._welcome.lease_s

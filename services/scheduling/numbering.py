@@ -41,7 +41,9 @@ class TokenNumbers:
         if item.first == start:
             return item
         seen = start - item.first
-        return msgspec.structs.replace(item, first=start, tokens=item.tokens[seen:], logprobs=item.logprobs[seen:])
+        return msgspec.structs.replace(
+            item, first=start, tokens=item.tokens[seen:], logprobs=item.logprobs[seen:], prompt_logprobs=()
+        )
 
     def is_complete(self) -> bool:
         """Whether every choice has ended."""

@@ -23,3 +23,8 @@ class RequestSpec(msgspec.Struct, frozen=True):
     """Placement override in the words of `resolve_split`; None: the mesh's own."""
     user: str = ""
     """Whom or what it is for, as the client says: requests of one user are taken to have answers of like lengths."""
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether the logprobs of the prompt are asked for: then D computes all of it, whatever KV there is of it."""
+        return self.sampling.prompt_logprobs is not None

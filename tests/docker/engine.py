@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -33,9 +33,18 @@ class Engine:
         """What `docker arguments` prints; its words go into the error when it fails."""
         return _run((self._docker, *arguments), self._environ, timeout_s, feed)
 
-    def compose(self, file: Path, project: str, *arguments: str, timeout_s: float = 120.0) -> str:
-        """As `docker`, with compose."""
-        return _run((*self._compose, "-f", str(file), "-p", project, *arguments), self._environ, timeout_s)
+    def compose(
+        self,
+        files: Sequence[Path],
+        variables: Mapping[str, str],
+        project: str,
+        *arguments: str,
+        timeout_s: float = 120.0,
+    ) -> str:
+        """As `docker`, with compose: `files` one over the other, and what they read of the environment."""
+        flags = [word for file in files for word in ("-f", str(file))]
+        command = (*self._compose, *flags, "-p", project, *arguments)
+        return _run(command, {**self._environ, **variables}, timeout_s)
 
 
 def compose_command() -> tuple[str, ...]:

@@ -1,31 +1,25 @@
-"""A mesh in containers: built, started, asked from outside, a part of it killed, taken down."""
+"""The mesh of this repository's compose.yaml: built, started, asked from outside, a part of it killed, taken down."""
 
 import json
 import os
-import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.docker.engine import ROOT, Engine
 
 # The first test waits for the engine and the image: minutes.
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(1200)]
 
-MESH = """
-model: smollm2
-gateway: {http: "127.0.0.1:0"}
-instances:
-  - {id: p0, role: prefill, threads: 1, kv_memory: 256MiB, block_size: 16, order: NHD}
-  - {id: d0, role: decode, threads: 1, kv_memory: 256MiB, block_size: 64, order: HND}
-"""
+FREE_PORT = {"API_ADDRESS": "127.0.0.1:"}
+PROCESSES = ("gateway", "p0", "d0")
 QUESTION = {
     "model": "smollm2",
     "messages": [{"role": "user", "content": "What is the capital of France?"}],
@@ -37,13 +31,14 @@ QUESTION = {
 class Stack:
     """A running compose project."""
 
-    def __init__(self, engine: Engine, file: Path, project: str) -> None:
+    def __init__(self, engine: Engine, files: Sequence[Path], variables: Mapping[str, str], project: str) -> None:
         self.engine = engine
-        self._file = file
+        self._files = files
+        self._variables = variables
         self.project = project
 
     def compose(self, *arguments: str) -> str:
-        return self.engine.compose(self._file, self.project, *arguments)
+        return self.engine.compose(self._files, self._variables, self.project, *arguments)
 
     def container(self, service: str) -> str:
         return self.compose("ps", "-a", "-q", service).strip()
@@ -94,12 +89,11 @@ class Stack:
 
 @pytest.fixture(scope="module")
 def stack(engine: Engine, image: str, model_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    folder = tmp_path_factory.mktemp("stack")
-    (folder / "mesh.yaml").write_text(MESH)
-    command = (sys.executable, "-m", "services.cli.main", "compose", "mesh.yaml", "--image", image)
-    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
-    subprocess.run((*command, "--cache", str(model_cache)), cwd=folder, env=environ, check=True)
-    stack = Stack(engine, folder / "compose.yaml", f"pdmeshtest{os.getpid()}")
+    here = tmp_path_factory.mktemp("stack") / "here.yaml"
+    models = {"type": "bind", "source": str(model_cache), "target": "/var/cache/pdmesh"}
+    services = {name: {"image": image, "volumes": [models]} for name in ("model", *PROCESSES)}
+    here.write_text(yaml.safe_dump({"services": services | {"keys": {"image": image}}}))
+    stack = Stack(engine, (ROOT / "compose.yaml", here), FREE_PORT, f"pdmeshtest{os.getpid()}")
     try:
         stack.compose("up", "-d")
         stack.until(stack.is_ready)
@@ -142,8 +136,26 @@ def test_the_gateway_is_not_on_the_network_of_kv(stack: Stack) -> None:
 
 def test_a_process_is_nobody_in_particular_and_changes_nothing(stack: Stack) -> None:
     code = "import os\ntry: open('/opt/x', 'w')\nexcept OSError as error: print(os.getuid(), error.strerror)"
-    for name in ("gateway", "p0", "d0"):
+    for name in PROCESSES:
         assert stack.python(name, code) == "10001 Read-only file system"
+
+
+GREETING = r"""
+import socket
+s = socket.create_connection(("gateway", 5700), 10)
+s.sendall(b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(52, b"\0"))
+heard = b""
+while len(heard) < 64:
+    heard += s.recv(64) or bytes(64)
+print(heard[12:17].decode())
+"""
+"""A connection without a key: which mechanism the gateway's half of ZMTP's greeting asks for."""
+
+
+def test_who_joins_needs_a_key(stack: Stack) -> None:
+    assert stack.python("d0", GREETING) == "CURVE"
+    code = "import glob, os; print(*(oct(os.stat(p).st_mode) for p in glob.glob('/run/pdmesh-keys/*/private.key')))"
+    assert stack.python("gateway", code) == " ".join(["0o100600"] * 3)
 
 
 def test_a_killed_instance_comes_back_and_serves(stack: Stack) -> None:
@@ -161,10 +173,20 @@ def test_a_killed_instance_comes_back_and_serves(stack: Stack) -> None:
     assert int(placement["split"]) > 0
 
 
+def test_a_key_is_revoked_and_made_anew(stack: Stack) -> None:
+    before, _ = stack.ask()
+    stack.compose("run", "--rm", "keys", "keys", "revoke", "d0")
+    stack.until(lambda: not stack.is_ready())
+    assert stack.generation("d0") is None
+    stack.compose("run", "--rm", "keys", "keys", "init", "--instance", "d0")
+    stack.until(stack.is_ready)
+    assert stack.ask()[0] == before
+
+
 def test_all_end_in_order_and_nothing_is_left(stack: Stack) -> None:
     """The last test of the stack."""
     stack.compose("stop")
-    codes = {name: stack.inspect(name, ".State.ExitCode") for name in ("model", "gateway", "p0", "d0")}
+    codes = {name: stack.inspect(name, ".State.ExitCode") for name in ("keys", "model", *PROCESSES)}
     assert codes == dict.fromkeys(codes, "0"), stack.compose("logs", "--no-color", "--tail", "30")
     stack.compose("down", "--volumes")
     mine = ("--filter", f"label=com.docker.compose.project={stack.project}", "-q")

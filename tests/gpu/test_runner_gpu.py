@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from common.kv.layout import KVOrder
+from services.engine.runner import ScoreRequest, StepItem
 from tests.unit.engine.tiny_models import MODELS, Subject
 
 pytestmark = [
@@ -24,6 +25,17 @@ def test_chunks_and_decodes_in_one_step(name: str, order: KVOrder) -> None:
     logits = sequences.step(*parts)
     expected = torch.stack([subject.reference(prompt)[-1] for prompt in prompts])
     torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_scores_of_a_prompt(name: str) -> None:
+    subject = Subject(name).to("cuda")
+    sequences = subject.sequences(4)
+    prompt = subject.prompt(21)
+    item = StepItem(prompt, 0, sequences.blocks(21), score=ScoreRequest(prompt[1:], 0))
+    (found,) = sequences.runner.run([item])
+    expected = torch.log_softmax(subject.reference(prompt), dim=-1)[range(20), list(prompt[1:])]
+    assert [one.logprobs.chosen for one in found if one.logprobs] == pytest.approx(expected.tolist(), abs=1e-4)
 
 
 def test_announced_layers_are_complete_for_another_stream() -> None:

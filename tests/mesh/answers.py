@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import re
 from collections.abc import Iterable, Sequence
 
 import msgspec
@@ -93,9 +94,11 @@ def check_placement(outcome: Outcome, expected: Expected, token_bytes: int) -> i
 
 async def bytes_handed_off(mesh: Processes) -> dict[str, float]:
     """Payload bytes by backend, as the mesh counts them."""
-    prefix = 'pdmesh_handoff_bytes_total{backend="'
-    samples = (await mesh.metrics()).items()
-    return {name.removeprefix(prefix).removesuffix('"}'): value for name, value in samples if name.startswith(prefix)}
+    found: dict[str, float] = {}
+    for name, value in (await mesh.metrics()).items():
+        if (shown := re.match(r'pdmesh_handoff_bytes_total\{backend="([^"]*)"', name)) is not None:
+            found[shown[1]] = found.get(shown[1], 0.0) + value
+    return found
 
 
 def assert_equal_answers(outcomes: Sequence[Outcome], expected: dict[int, Expected]) -> None:

@@ -42,6 +42,8 @@ def mesh_config(prefill: int = 1, decode: int = 1, *, prefix_cache: bool = False
         "heartbeat_s": 0.05,
         "lease_s": 1.0,
         "deadline_s": 20.0,
+        # Many tests count what the instances did.
+        "silence_s": None,
     }
     common: dict[str, Any] = {"block_size": 4, "order": KVOrder.NHD, "budget": 64, "prefix_cache": prefix_cache}
     return MeshConfig(
@@ -80,7 +82,8 @@ class InProcessMesh:
     async def start_worker(self, name: InstanceId) -> None:
         (instance,) = [i for i in self.config.instances if i.id == name]
         kind = PrefillService if instance.role is Role.PREFILL else DecodeService
-        worker = kind(self.config, instance, lambda: self._build(instance), [self._backend], SystemClock())
+        folder = (self._folder,) if kind is DecodeService else ()
+        worker = kind(self.config, instance, lambda: self._build(instance), [self._backend], SystemClock(), *folder)
         await worker.start()
         stop = self._stops[name] = asyncio.Event()
         self.workers[name] = worker

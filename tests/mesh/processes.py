@@ -72,7 +72,9 @@ async def processes(
 
     Most tests send a prompt again to see it handed over anew, and want no prefix cache.
     """
-    settings = {"http": "127.0.0.1:0", "control": "tcp://127.0.0.1:0", "allow_placement_override": True}
+    # Many tests count what the instances did, or have them die at the first thing that they do.
+    quiet = {"allow_placement_override": True, "silence_s": None}
+    settings = {"http": "127.0.0.1:0", "control": "tcp://127.0.0.1:0", **quiet}
     config = msgspec.structs.replace(config or MeshConfig(), gateway=GatewayConfig(**(settings | gateway)))
     instances = [msgspec.structs.replace(one, prefix_cache=prefix_cache) for one in config.instances]
     config = msgspec.structs.replace(config, instances=tuple(instances))

@@ -8,13 +8,17 @@ from typing import Any
 import aiohttp
 import msgspec
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from rich.console import Console
 
-from common.config.types import InstanceConfig, MeshConfig
+from common.config.types import InstanceConfig, MeshConfig, TracingConfig
 from common.costs.models import DecodeStepCost, InstanceCosts, MixedStepCost, PrefillCost
 from common.ids import InstanceId
 from services.cli.trace import show_trace, show_traces
 from services.engine.runner import Runner
+from services.gateway.trace_parts import Stage, parts
 from services.gateway.trace_types import RequestTrace, TraceList
 from services.scheduling.profile import Origin, Profile, Subject, encode_profile
 from tests.mesh.inprocess import InProcessMesh, deterministic, in_process_mesh, mesh_config
@@ -202,3 +206,74 @@ async def test_only_the_last_requests_are_kept(deterministic_folder: Path) -> No
         assert [f"cmpl-{line['request']}" for line in body["traces"]] == ids[:1:-1]
         async with mesh.client.get(f"/traces/{ids[0]}") as response:
             assert response.status == 404
+
+
+async def test_the_time_of_a_split_request_is_told_by_all_who_had_a_part(deterministic_folder: Path) -> None:
+    config = msgspec.structs.replace(mesh_config(), split=20)
+    async with in_process_mesh(config, deterministic_folder, build=slow) as mesh:
+        await mesh.complete(PROMPT, ignore_eos=True)
+        await mesh.until_nothing_is_held()
+        trace = await only_trace(mesh)
+
+        assert [part.stage for part in parts(trace)] == list(Stage)
+        seconds = {part.stage: part.seconds for part in parts(trace)}
+        assert sum(seconds.values()) == pytest.approx(trace.total_s)
+        # A step takes 10 ms at each.
+        assert trace.prefill_times is not None
+        assert trace.prefill_times.computed_s >= 0.01
+        assert trace.decode_computed_s is not None
+        assert trace.decode_computed_s >= 0.01
+        assert seconds[Stage.DECODE] >= 15 * 0.01
+        assert trace.landed is not None
+        assert 0 < trace.landed.first_byte_s <= trace.landed.seconds
+        stages = 'pdmesh_request_stage_seconds_count{stage="wire"} 1.0'
+        assert stages in mesh.gateway.metrics.render().decode()
+
+
+async def test_each_choice_and_each_request_has_its_own_time(deterministic_folder: Path) -> None:
+    async with in_process_mesh(mesh_config(), deterministic_folder) as mesh:
+        await asyncio.gather(*[mesh.complete(PROMPT, ignore_eos=True, n=2, seed=seed) for seed in range(4)])
+        await mesh.until_nothing_is_held()
+        for trace in mesh.gateway.traces.newest(10):
+            assert trace.prefill_times is not None
+            assert trace.decode_computed_s is not None
+            assert [part.stage for part in parts(trace)] == list(Stage)
+
+
+PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+async def test_a_collector_is_sent_one_trace_of_all_parties_under_the_clients(
+    deterministic_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.gateway.open_telemetry._LAST_WORDS_S", 20.0)
+    bodies: list[bytes] = []
+
+    async def collect(http: web.Request) -> web.Response:
+        bodies.append(await http.read())
+        response = web.Response()
+        response.force_close()
+        return response
+
+    collector = web.Application()
+    collector.router.add_post("/v1/traces", collect)
+    async with TestServer(collector) as server:
+        tracing = TracingConfig(otlp=str(server.make_url("/")))
+        config = msgspec.structs.replace(mesh_config(), tracing=tracing, split=20)
+        async with in_process_mesh(config, deterministic_folder) as mesh:
+            body = {"model": config.model, "prompt": PROMPT, "max_tokens": 4, "ignore_eos": True}
+            async with mesh.client.post("/v1/completions", json=body, headers={"traceparent": PARENT}) as response:
+                assert response.status == 200
+    found = [ExportTraceServiceRequest.FromString(body) for body in bodies]
+    spans = [
+        (resource.resource.attributes[0].value.string_value, span)
+        for request in found
+        for resource in request.resource_spans
+        for scope in resource.scope_spans
+        for span in scope.spans
+    ]
+    assert {span.trace_id.hex() for _, span in spans} == {PARENT[3:35]}
+    (root,) = (span for _, span in spans if span.name == "request")
+    assert root.parent_span_id.hex() == PARENT[36:52]
+    parties = {service.removeprefix("pdmesh-") for service, _ in spans}
+    assert parties == {"gateway", "prefill", "wire", "decode"}

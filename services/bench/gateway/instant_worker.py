@@ -18,10 +18,11 @@ import uvloop
 from common.bus.client import BusClient
 from common.bus.codecs import from_worker_codec, to_worker_codec
 from common.bus.drops import Drops
+from common.bus.keys import KeyReader, key_reader
 from common.bus.member import MembershipClient, Registration
 from common.clock import Clock, SystemClock
 from common.config.load import load_mesh
-from common.config.types import InstanceConfig
+from common.config.types import GatewayConfig, InstanceConfig
 from common.ids import Generation
 from common.kv.intervals import Interval
 from common.kv.layout import KVDType, KVLayout, KVOrder
@@ -42,12 +43,12 @@ _KV_TOKENS = 1 << 24
 class InstantWorker:
     """An instance in the mesh whose gateway listens at `control`."""
 
-    def __init__(self, instance: InstanceConfig, control: str, clock: Clock) -> None:
+    def __init__(self, instance: InstanceConfig, control: str, keys: KeyReader, clock: Clock) -> None:
         self._config = instance
         self._jobs = (InstantPrefill if instance.role is Role.PREFILL else InstantDecode)(instance.id)
         self._is_stepping = False
         self._member = MembershipClient(
-            lambda: BusClient(control, to_worker_codec(), from_worker_codec(), drops=Drops(clock)),
+            lambda: BusClient(control, to_worker_codec(), from_worker_codec(), drops=Drops(clock), keys=keys()),
             Registration(
                 draw_generation=lambda: Generation(secrets.randbits(63)),
                 register=self._describe,
@@ -105,9 +106,10 @@ class InstantWorker:
         )
 
 
-async def _run(instance: InstanceConfig, control: str) -> None:
+async def _run(instance: InstanceConfig, gateway: GatewayConfig) -> None:
     stop = stop_on_signals()
-    await InstantWorker(instance, control, SystemClock()).serve(stop)
+    keys = key_reader(gateway.control_keys, instance.id)
+    await InstantWorker(instance, gateway.control, keys, SystemClock()).serve(stop)
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -125,7 +127,7 @@ def main(arguments: Sequence[str]) -> None:
     mesh = load_mesh(flags.config, {}, {})
     instance = next(one for one in mesh.instances if one.id == flags.instance)
     configure_logs(instance.id, mesh.log_level, sys.stderr)
-    uvloop.run(_run(instance, mesh.gateway.control))
+    uvloop.run(_run(instance, mesh.gateway))
 
 
 if __name__ == "__main__":

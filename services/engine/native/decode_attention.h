@@ -140,19 +140,27 @@ void attend_sequence_head(const DecodeAttention& call, int64_t sequence, int64_t
   if (call.groups - group == 1) attend_heads<T, kVectors, 1>(call, sequence, head, group);
 }
 
+typedef void (*HeadAttention)(const DecodeAttention&, int64_t sequence, int64_t head);
+
+// The code for heads of `dim` elements; null where there is none.
+template <typename T>
+HeadAttention attention_of(int64_t dim) {
+  switch (dim) {
+    case 16: return attend_sequence_head<T, 1>;
+    case 32: return attend_sequence_head<T, 2>;
+    case 64: return attend_sequence_head<T, 4>;
+    case 80: return attend_sequence_head<T, 5>;
+    case 96: return attend_sequence_head<T, 6>;
+    case 128: return attend_sequence_head<T, 8>;
+    case 256: return attend_sequence_head<T, 16>;
+    default: return nullptr;
+  }
+}
+
 template <typename T>
 bool attend(const DecodeAttention& call) {
-  void (*one)(const DecodeAttention&, int64_t, int64_t) = nullptr;
-  switch (call.dim) {
-    case 16: one = attend_sequence_head<T, 1>; break;
-    case 32: one = attend_sequence_head<T, 2>; break;
-    case 64: one = attend_sequence_head<T, 4>; break;
-    case 80: one = attend_sequence_head<T, 5>; break;
-    case 96: one = attend_sequence_head<T, 6>; break;
-    case 128: one = attend_sequence_head<T, 8>; break;
-    case 256: one = attend_sequence_head<T, 16>; break;
-    default: return false;
-  }
+  const HeadAttention one = attention_of<T>(call.dim);
+  if (one == nullptr) return false;
   for_each(call.sequences * call.heads, call.threads,
            [&](int64_t task) { one(call, task / call.heads, task % call.heads); });
   return true;

@@ -3,7 +3,8 @@
 // A plain C interface: pointers, sizes in elements, `type` 0 for float and 1 for bfloat16. Intermediate results are
 // rounded to the type where the model's own code rounds them. The Python side checks shapes; nothing is checked here.
 
-#include "decode_attention.h"
+#include "chunk_attention.h"
+#include "step.h"
 
 namespace pdmesh {
 
@@ -35,25 +36,28 @@ void rms_norm(T* x, const T* added, const T* weight, T* out, int64_t rows, int64
       }
       squares += value * value;
     }
-    float scale = 1.0f / std::sqrt(sum(squares) / static_cast<float>(width) + epsilon);
-    for (int64_t i = 0; i < width; i += kLanes)
-      store(out + row * width + i, load(weight + i) * as<T>(load(own + i) * scale));
+    scale_row(own, weight, out + row * width, width, squares, epsilon);
   });
 }
 
-// Rotate `heads` heads of each row of x in place: the first half of a head with the second (Llama's order).
+// Query heads and key heads of some rows, one after the other in each. Mirrored by structs.py.
+struct Rotation {
+  void* x;  // row i at x + i · row_stride
+  const void *cosines, *sines;  // [rows, dim]
+  HeadNorm query_norm, key_norm;
+  int64_t rows, row_stride, query_heads, key_heads, dim, type, threads;
+};
+
 template <typename T>
-void rotate(T* x, const T* cosines, const T* sines, int64_t rows, int64_t row_stride, int64_t heads, int64_t dim,
-            int64_t threads) {
-  for_rows(rows, heads * dim, threads, [&](int64_t row) {
-    const T *cosine = cosines + row * dim, *sine = sines + row * dim;
+void rotate(const Rotation& call) {
+  const int64_t heads = call.query_heads + call.key_heads, dim = call.dim;
+  for_rows(call.rows, heads * dim, call.threads, [&](int64_t row) {
+    const T* cosine = static_cast<const T*>(call.cosines) + row * dim;
+    const T* sine = static_cast<const T*>(call.sines) + row * dim;
+    T* own = static_cast<T*>(call.x) + row * call.row_stride;
     for (int64_t head = 0; head < heads; ++head) {
-      T *low = x + row * row_stride + head * dim, *high = low + dim / 2;
-      for (int64_t i = 0; i < dim / 2; i += kLanes) {
-        Floats a = load(low + i), b = load(high + i);
-        store(low + i, as<T>(a * load(cosine + i)) - as<T>(b * load(sine + i)));
-        store(high + i, as<T>(b * load(cosine + dim / 2 + i)) + as<T>(a * load(sine + dim / 2 + i)));
-      }
+      (head < call.query_heads ? call.query_norm : call.key_norm).apply(own + head * dim, dim);
+      rotate_head(own + head * dim, cosine, sine, dim);
     }
   });
 }
@@ -63,10 +67,7 @@ template <typename T>
 void silu_and_multiply(const T* x, T* out, int64_t rows, int64_t width, int64_t threads) {
   for_rows(rows, width, threads, [&](int64_t row) {
     const T *gate = x + row * 2 * width, *up = gate + width;
-    for (int64_t i = 0; i < width; i += kLanes) {
-      Floats value = load(gate + i);
-      store(out + row * width + i, as<T>(value / (1.0f + exponential(-value))) * load(up + i));
-    }
+    for (int64_t i = 0; i < width; i += kLanes) store(out + row * width + i, gated<T>(load(gate + i), load(up + i)));
   });
 }
 
@@ -113,6 +114,12 @@ int64_t pdmesh_attend(const pdmesh::DecodeAttention* call) {
   return known ? 1 : 0;
 }
 
+int64_t pdmesh_attend_chunk(const pdmesh::ChunkAttention* call) {
+  bool known = false;
+  PDMESH_FOR_TYPE(call->type, known = pdmesh::attend_chunk<T>(*call))
+  return known ? 1 : 0;
+}
+
 void pdmesh_rms_norm(void* x, const void* added, const void* weight, void* out, int64_t rows, int64_t width,
                      float epsilon, int64_t type, int64_t threads) {
   PDMESH_FOR_TYPE(type, pdmesh::rms_norm(static_cast<T*>(x), static_cast<const T*>(added),
@@ -120,11 +127,7 @@ void pdmesh_rms_norm(void* x, const void* added, const void* weight, void* out, 
                                          threads))
 }
 
-void pdmesh_rotate(void* x, const void* cosines, const void* sines, int64_t rows, int64_t row_stride, int64_t heads,
-                   int64_t dim, int64_t type, int64_t threads) {
-  PDMESH_FOR_TYPE(type, pdmesh::rotate(static_cast<T*>(x), static_cast<const T*>(cosines),
-                                       static_cast<const T*>(sines), rows, row_stride, heads, dim, threads))
-}
+void pdmesh_rotate(const pdmesh::Rotation* call) { PDMESH_FOR_TYPE(call->type, pdmesh::rotate<T>(*call)) }
 
 void pdmesh_silu_and_multiply(const void* x, void* out, int64_t rows, int64_t width, int64_t type, int64_t threads) {
   PDMESH_FOR_TYPE(type, pdmesh::silu_and_multiply(static_cast<const T*>(x), static_cast<T*>(out), rows, width,
@@ -137,5 +140,11 @@ void pdmesh_write(const pdmesh::Write* call) {
     pdmesh::write_rows<T>(*call, call->value, call->values, call->value_row, call->value_head);
   })
 }
+
+int64_t pdmesh_most_rows(int64_t threads) {
+  return threads == 1 || pdmesh::has_teams() ? pdmesh::kMostRows : 0;
+}
+
+void pdmesh_step(const pdmesh::Step* step) { PDMESH_FOR_TYPE(step->type, pdmesh::run_step<T>(*step)) }
 
 }  // extern "C"

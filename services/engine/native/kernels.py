@@ -8,9 +8,9 @@ from typing import Final
 import torch
 
 from common.compiled import load_library
+from services.engine.native.structs import ChunkAttention, DecodeAttention, HeadNorm, Rotation, Step, Write
 
 _HERE: Final = Path(__file__).parent
-_HEADERS: Final = ("vectors.h", "parallel.h", "decode_attention.h")
 
 LANES: Final = 16
 """Elements that the C++ side handles at a time; widths must be multiples."""
@@ -18,33 +18,9 @@ LANES: Final = 16
 ATTENTION_DIMS: Final = (16, 32, 64, 80, 96, 128, 256)
 """Head sizes that `decode_attention.h` was compiled for."""
 
+NO_NORM: Final = HeadNorm()
+
 _TYPES: Final = {torch.float32: 0, torch.bfloat16: 1}
-
-
-def _fields(pointers: str, counts: str) -> list[tuple[str, type]]:
-    return [(name, ctypes.c_void_p) for name in pointers.split()] + [(name, ctypes.c_int64) for name in counts.split()]
-
-
-class DecodeAttention(ctypes.Structure):
-    """`DecodeAttention` in decode_attention.h. What its pointers lead to must outlive the call."""
-
-    _fields_ = (
-        *_fields(
-            "keys values query out tables table_starts first last",
-            "sequences heads groups dim query_row query_head block_size block_stride token_stride head_stride "
-            "type threads",
-        ),
-        ("scaling", ctypes.c_float),
-    )
-
-
-class Write(ctypes.Structure):
-    """`Write` in engine_ops.cpp. What its pointers lead to must outlive the call."""
-
-    _fields_ = _fields(
-        "key value keys values slots",
-        "rows heads dim key_row key_head value_row value_head block_size block_stride token_stride head_stride type",
-    )
 
 
 class Kernels:
@@ -57,21 +33,25 @@ class Kernels:
         pointer, count = ctypes.c_void_p, ctypes.c_int64
         signatures: dict[str, Sequence[type]] = {
             "pdmesh_attend": (ctypes.POINTER(DecodeAttention),),
+            "pdmesh_attend_chunk": (ctypes.POINTER(ChunkAttention),),
             "pdmesh_rms_norm": (*(pointer,) * 4, count, count, ctypes.c_float, count, count),
-            "pdmesh_rotate": (*(pointer,) * 3, *(count,) * 6),
+            "pdmesh_rotate": (ctypes.POINTER(Rotation),),
             "pdmesh_silu_and_multiply": (pointer, pointer, *(count,) * 4),
             "pdmesh_write": (ctypes.POINTER(Write),),
+            "pdmesh_most_rows": (count,),
+            "pdmesh_step": (ctypes.POINTER(Step),),
         }
+        counting = ("pdmesh_attend", "pdmesh_attend_chunk", "pdmesh_most_rows")
         for name, arguments in signatures.items():
             function = getattr(library, name)
             function.argtypes = arguments
-            function.restype = ctypes.c_int64 if name == "pdmesh_attend" else None
+            function.restype = count if name in counting else None
         self.library = library
 
     @classmethod
     def compiled(cls, cache: Path) -> "Kernels | None":
         """Compiled into `cache`, unless it is there already; None, with a log line, where that cannot be done."""
-        headers = [_HERE / name for name in _HEADERS]
+        headers = sorted(_HERE.glob("*.h"))
         library = load_library(_HERE / "engine_ops.cpp", headers, cache / "kernels")
         return None if library is None else cls(library)
 
@@ -88,6 +68,11 @@ class Kernels:
     def attend(self, call: DecodeAttention) -> None:
         """Fill `call.out`. Raises ValueError for a head size that was not compiled."""
         if not self.library.pdmesh_attend(ctypes.byref(call)):
+            raise ValueError(f"no attention kernel for heads of {call.dim} elements; there are {ATTENTION_DIMS}")
+
+    def attend_chunk(self, call: ChunkAttention) -> None:
+        """Fill `call.out`. Raises ValueError for a head size that was not compiled."""
+        if not self.library.pdmesh_attend_chunk(ctypes.byref(call)):
             raise ValueError(f"no attention kernel for heads of {call.dim} elements; there are {ATTENTION_DIMS}")
 
     def write(self, call: Write) -> None:
@@ -112,22 +97,34 @@ class Kernels:
         )
         return out
 
-    def rotate(self, x: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor, heads: int) -> None:
-        """Rotate the first `heads` heads of the rows of x, in place, halves against each other.
+    def rotate(
+        self,
+        x: torch.Tensor,
+        cosines: torch.Tensor,
+        sines: torch.Tensor,
+        heads: tuple[int, int],
+        norms: tuple[HeadNorm, HeadNorm] = (NO_NORM, NO_NORM),
+    ) -> None:
+        """Rotate the first heads of the rows of x, in place, halves against each other; those with a norm, after it.
 
-        `x` is [rows, at least heads · dim]; `cosines` and `sines` are [rows, dim].
+        `x` is [rows, at least all heads · dim]; `cosines` and `sines` are [rows, dim]. `heads` and `norms`: of the
+        queries, which come first, and of the keys.
         """
-        self.library.pdmesh_rotate(
-            x.data_ptr(),
-            cosines.data_ptr(),
-            sines.data_ptr(),
-            x.shape[0],
-            x.shape[1],
-            heads,
-            cosines.shape[1],
-            _TYPES[x.dtype],
-            torch.get_num_threads(),
+        call = Rotation(
+            x=x.data_ptr(),
+            cosines=cosines.data_ptr(),
+            sines=sines.data_ptr(),
+            query_norm=norms[0],
+            key_norm=norms[1],
+            rows=x.shape[0],
+            row_stride=x.shape[1],
+            query_heads=heads[0],
+            key_heads=heads[1],
+            dim=cosines.shape[1],
+            type=_TYPES[x.dtype],
+            threads=torch.get_num_threads(),
         )
+        self.library.pdmesh_rotate(ctypes.byref(call))
 
     def silu_and_multiply(self, x: torch.Tensor) -> torch.Tensor:
         """silu(gate) · up, [rows, width], of rows that hold gate and up side by side."""
@@ -137,3 +134,11 @@ class Kernels:
             x.data_ptr(), out.data_ptr(), rows, width, _TYPES[x.dtype], torch.get_num_threads()
         )
         return out
+
+    def most_rows(self, threads: int) -> int:
+        """Rows that `step` computes at most with so many threads; 0 where it cannot have them."""
+        return int(self.library.pdmesh_most_rows(threads))
+
+    def step(self, call: Step) -> None:
+        """Compute a step of decodes: fill `call.logits`, and the slots of its rows in every layer."""
+        self.library.pdmesh_step(ctypes.byref(call))

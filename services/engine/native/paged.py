@@ -2,15 +2,15 @@
 
 from array import array
 from collections.abc import Sequence
-from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import torch
 
 from common.kv.layout import KVOrder
-from services.engine.native.kernels import ATTENTION_DIMS, DecodeAttention, Kernels, Write
+from services.engine.native.kernels import ATTENTION_DIMS, Kernels
+from services.engine.native.structs import ChunkAttention, DecodeAttention, Write
 from services.engine.paged_kv import PagedKV
-from services.engine.step_plan import DecodeGroup
+from services.engine.step_plan import Chunk, DecodeGroup
 
 if TYPE_CHECKING:
     from services.engine.attention import AttentionCall
@@ -26,9 +26,9 @@ class NativeWrites:
 
     def __init__(self, kernels: Kernels, kv: PagedKV, slots: Sequence[int]) -> None:
         self._kernels = kernels
-        _check("slot", slots, kv.num_blocks * kv.layout.block_size)
+        check_range("slot", slots, kv.num_blocks * kv.layout.block_size)
         self._slots = array("q", slots)
-        self._call = Write(slots=_address(self._slots), rows=len(slots), **_geometry(kv))
+        self._call = Write(slots=address_of(self._slots), rows=len(slots), **geometry(kv))
 
     def write(self, kv: PagedKV, call: "AttentionCall") -> None:
         """`call.key` and `call.value`, each [heads, tokens, head_dim]."""
@@ -42,31 +42,39 @@ class NativeWrites:
         self._kernels.write(own)
 
 
+class Contexts:
+    """Where the context of every decode of a step lies: arrays that C++ reads."""
+
+    def __init__(self, kv: PagedKV, groups: Sequence[DecodeGroup]) -> None:
+        """Raises ValueError for a block that the cache does not have."""
+        size = kv.layout.block_size
+        self.positions = array("q", [position for group in groups for position in group.positions])
+        self.tables = array("q")
+        starts = []
+        for table, position in zip((table for group in groups for table in group.blocks), self.positions, strict=True):
+            starts.append(len(self.tables))
+            self.tables.extend(table[: position // size + 1])
+        check_range("block", self.tables, kv.num_blocks)
+        self.starts = array("q", starts)
+
+
 class NativeDecodes:
     """All decodes of a step, whatever their lengths; their rows are the first of the step. Reads no slot unseen."""
 
     def __init__(self, kernels: Kernels, kv: PagedKV, groups: Sequence[DecodeGroup], window: int | None) -> None:
         self._kernels = kernels
-        size = kv.layout.block_size
-        positions = [position for group in groups for position in group.positions]
-        blocks = [table for group in groups for table in group.blocks]
-        used = [position // size + 1 for position in positions]
-        self._tables = array("q")
-        for table, count in zip(blocks, used, strict=True):
-            self._tables.extend(table[:count])
-        _check("block", self._tables, kv.num_blocks)
-        self._starts = array("q", accumulate(used[:-1], initial=0))
+        self._contexts = Contexts(kv, groups)
+        positions = self._contexts.positions
         self._first = array("q", [0 if window is None else max(0, position + 1 - window) for position in positions])
-        self._last = array("q", positions)
         self._rows = len(positions)
         self._call = DecodeAttention(
-            tables=_address(self._tables),
-            table_starts=_address(self._starts),
-            first=_address(self._first),
-            last=_address(self._last),
+            tables=address_of(self._contexts.tables),
+            table_starts=address_of(self._contexts.starts),
+            first=address_of(self._first),
+            last=address_of(positions),
             sequences=self._rows,
             threads=torch.get_num_threads(),
-            **_geometry(kv),
+            **geometry(kv),
         )
 
     def attend(self, kv: PagedKV, call: "AttentionCall") -> torch.Tensor:
@@ -84,7 +92,39 @@ class NativeDecodes:
         return out
 
 
-def _geometry(kv: PagedKV) -> dict[str, int]:
+class NativeChunk:
+    """One chunk of a sequence, for one window. Reads no slot unseen."""
+
+    def __init__(self, kernels: Kernels, kv: PagedKV, chunk: Chunk, window: int | None) -> None:
+        self._kernels = kernels
+        self._table = array("q", chunk.blocks[: -(-chunk.stop // kv.layout.block_size)])
+        check_range("block", self._table, kv.num_blocks)
+        self._rows = slice(chunk.first_row, chunk.first_row + chunk.stop - chunk.start)
+        self._call = ChunkAttention(
+            table=address_of(self._table),
+            start=chunk.start,
+            rows=chunk.stop - chunk.start,
+            window=window or 0,
+            threads=torch.get_num_threads(),
+            **geometry(kv),
+        )
+
+    def attend(self, kv: PagedKV, call: "AttentionCall") -> torch.Tensor:
+        """[tokens of the chunk, query heads, head_dim]"""
+        query = _dense(call.query[:, self._rows])
+        out = torch.empty((query.shape[1], query.shape[0], query.shape[2]), dtype=query.dtype)
+        index = call.layer - kv.layout.layers.start
+        own = self._call
+        own.keys, own.values = kv.keys[index].data_ptr(), kv.values[index].data_ptr()
+        own.query, own.out = query.data_ptr(), out.data_ptr()
+        own.query_head, own.query_row = query.stride()[:2]
+        own.groups = query.shape[0] // own.heads
+        own.scaling = call.scaling
+        self._kernels.attend_chunk(own)
+        return out
+
+
+def geometry(kv: PagedKV) -> dict[str, int]:
     """Sizes and strides of one layer's cache, in elements; strides and sizes that both calls have."""
     size, heads, dim = kv.layout.block_size, len(kv.layout.heads), kv.layout.head_dim
     by_token = kv.layout.order is KVOrder.NHD
@@ -99,15 +139,16 @@ def _geometry(kv: PagedKV) -> dict[str, int]:
     }
 
 
-def _check(what: str, numbers: Sequence[int], bound: int) -> None:
-    # The C++ side trusts them: an error there is a wild write.
+def check_range(what: str, numbers: Sequence[int], bound: int) -> None:
+    """Raise ValueError unless all `numbers` are in [0, bound). The C++ side trusts them: an error is a wild write."""
     if numbers and not 0 <= min(numbers) <= max(numbers) < bound:
         raise ValueError(f"{what}s must be in [0, {bound}), not {min(numbers)} … {max(numbers)}")
 
 
+def address_of(numbers: "array[int]") -> int:
+    """Good until `numbers` is changed or gone."""
+    return numbers.buffer_info()[0]
+
+
 def _dense(rows: torch.Tensor) -> torch.Tensor:
     return rows if rows.stride(-1) == 1 else rows.contiguous()
-
-
-def _address(numbers: "array[int]") -> int:
-    return numbers.buffer_info()[0]

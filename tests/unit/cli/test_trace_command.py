@@ -2,8 +2,10 @@
 
 import http.server
 import io
+import json
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -12,11 +14,12 @@ from typer.testing import CliRunner
 
 from common.errors import Failure, FailureKind
 from common.ids import InstanceId, RequestId
+from common.messages.control import PrefillTimes
 from services.cli.gateway_client import NoMesh
 from services.cli.main import app
-from services.cli.trace import NoTrace, show_trace, show_traces
-from services.cli.trace_view import Stage, headline, stages, why_nothing_is_predicted
-from services.gateway.trace_types import LandedKV, RequestTrace, TraceList, summary_of
+from services.cli.trace import FileNotWritten, NoTrace, show_trace, show_traces, write_perfetto
+from services.cli.trace_view import Leg, headline, legs, parts_table, why_nothing_is_predicted
+from services.gateway.trace_types import LandedKV, RequestTrace, TraceList, WholeTraces, summary_of
 from services.scheduling.balancer import Split
 from services.scheduling.placement import Candidate, Placement
 
@@ -57,7 +60,10 @@ KNOWN = {trace.request: trace for trace in (TRACE, WAITING, LOST)}
 
 class _Gateway(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
-        if self.path.startswith("/traces?limit="):
+        if self.path.endswith("&whole=true"):
+            found = tuple(KNOWN.values()) if "limit=7" in self.path else ()
+            self._say(200, msgspec.json.encode(WholeTraces(7, found)))
+        elif self.path.startswith("/traces?limit="):
             kept = int(self.path.partition("=")[2])
             lines = tuple(map(summary_of, KNOWN.values())) if kept > 2 else ()
             self._say(200, msgspec.json.encode(TraceList(0 if kept == 1 else kept, lines)))
@@ -106,10 +112,10 @@ def line_with(text: str, word: str) -> str:
     return line
 
 
-def test_the_stages_add_up_to_the_first_token() -> None:
-    found = {stage.name.strip(): stage for stage in stages(TRACE, CHOSEN.split)}
+def test_the_legs_add_up_to_the_first_token() -> None:
+    found = {leg.name.strip(): leg for leg in legs(TRACE, CHOSEN.split)}
     begin, rest, first = found["until D can begin"], found["D's part"], found["first token"]
-    assert first == Stage("first token", 0.75, 1.0)
+    assert first == Leg("first token", 0.75, 1.0)
     assert (begin.real_s, rest.real_s) == (0.5, 0.5)
     assert begin.predicted_s == pytest.approx(0.55)
     assert rest.predicted_s == 0.2
@@ -120,11 +126,47 @@ def test_the_stages_add_up_to_the_first_token() -> None:
 def test_without_p_there_is_no_hand_off_to_compare() -> None:
     alone = Split(tokens=0, prefill_s=0.0, transfer_s=0.0, decode_s=0.5, first_token_s=0.75)
     trace = msgspec.structs.replace(LOST, first_token_s=1.5)
-    assert list(stages(trace, alone)) == [
-        Stage("D's other work", 0.25, None),
-        Stage("D's part", 0.5, None),
-        Stage("first token", 0.75, 1.5),
+    assert list(legs(trace, alone)) == [
+        Leg("D's other work", 0.25, None),
+        Leg("D's part", 0.5, None),
+        Leg("first token", 0.75, 1.5),
     ]
+
+
+TOLD = msgspec.structs.replace(
+    TRACE,
+    landed=LandedKV(0.8125, 1_500_000, 0.5, "shm", first_byte_s=0.25),
+    prefill_times=PrefillTimes(waited_s=0.125, computed_s=0.25, held_s=0.1875),
+    decode_computed_s=0.375,
+)
+"""As TRACE, where the workers told where their time went: P computed from 0.4375 to 0.6875, D from 0.875."""
+
+
+def test_what_the_workers_told_stands_beside_what_was_predicted() -> None:
+    found = {leg.name.strip(): leg.real_s for leg in legs(TOLD, CHOSEN.split)}
+    assert (found["other work before"], found["P's part"], found["hand-off after it"]) == (0.1875, 0.25, 0.125)
+    assert found["until D can begin"] == 0.5625
+
+
+def test_the_time_is_told_stage_by_stage_and_adds_up() -> None:
+    out = io.StringIO()
+    Console(file=out, width=160).print(parts_table(TOLD))
+    text = out.getvalue()
+    shown = {"waits for a place": "250.0 ms", "P waits": "187.5 ms", "P computes": "250.0 ms", "wire": "125.0 ms"}
+    shown |= {"D waits": "62.5 ms", "rest of the prompt": "375.0 ms", "D generates": "1.75 s"}
+    shown |= {"ends the answer": "500.0 ms"}
+    for stage, seconds in shown.items():
+        assert seconds in line_with(text, stage), stage
+    assert "1.5 MB by shm, which came for 250.0 ms" in line_with(text, "wire")
+    assert "64 tokens, 27.8 ms each" in line_with(text, "D generates")
+    assert "3.50 s" in line_with(text, "total")
+
+
+def test_a_request_that_runs_has_its_time_until_now() -> None:
+    out = io.StringIO()
+    Console(file=out, width=160).print(parts_table(WAITING))
+    assert "2.00 s" in line_with(out.getvalue(), "waits for a place")
+    assert "2.00 s" in line_with(out.getvalue(), "until now")
 
 
 def test_a_request_shows_what_was_weighed_and_what_came_true(url: str) -> None:
@@ -207,6 +249,25 @@ def test_the_command_itself(url: str, arguments: tuple[str, ...], shown: str) ->
     done = CliRunner().invoke(app, ["trace", *arguments, "--url", url])
     assert done.exit_code == 0, done.output
     assert shown in done.output
+
+
+def test_a_timeline_of_one_request_and_of_many(url: str, tmp_path: Path) -> None:
+    for arguments, requests in ((["r-1"], {"r-1"}), (["--limit", "7"], set(KNOWN))):
+        file = tmp_path / "timeline.json"
+        done = CliRunner().invoke(app, ["trace", *arguments, "--url", url, "--perfetto", str(file)])
+        assert done.exit_code == 0, done.output
+        assert "ui.perfetto.dev" in done.output
+        events = json.loads(file.read_bytes())["traceEvents"]
+        assert {event["args"]["request"] for event in events if event["ph"] == "X"} == requests
+
+
+def test_a_timeline_that_cannot_be_written_is_an_error(url: str, tmp_path: Path) -> None:
+    quiet = Console(file=io.StringIO())
+    with pytest.raises(NoTrace, match="no trace yet"):
+        write_perfetto(url, None, 2, tmp_path / "empty.json", quiet)
+    assert not (tmp_path / "empty.json").exists()
+    with pytest.raises(FileNotWritten, match="nowhere"):
+        write_perfetto(url, "r-1", 1, tmp_path / "nowhere" / "x.json", quiet)
 
 
 def test_a_limit_of_none_is_bad_usage() -> None:

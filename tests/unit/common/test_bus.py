@@ -240,15 +240,16 @@ def test_the_reference_msgpack_reads_and_writes_our_frames():
     tokens = EmittedTokens(request=RequestId("r"), choice=0, first=2, tokens=(5, 6))
     message = TokensEmitted(instance=HEARTBEAT.instance, generation=Generation(2**62), items=(tokens,))
     version, body = msgpack.unpackb(from_worker_codec().encode(message))
-    assert version == 3
+    assert version == 4
     assert body == {
         "type": "TokensEmitted",
         "instance": "d0",
         "generation": 2**62,
-        "items": [["r", 0, 2, [5, 6], None, []]],
+        "items": [["r", 0, 2, [5, 6], None, [], []]],
         "progress": None,
+        "began": [],
     }
-    theirs = msgpack.packb([3, {"type": "Abort", "request": "r"}])
+    theirs = msgpack.packb([4, {"type": "Abort", "request": "r"}])
     assert to_worker_codec().decode(theirs) == Abort(request=RequestId("r"))
 
 

@@ -115,9 +115,16 @@ def test_a_value_that_does_not_fit_is_named_with_what_would(mesh_file, text, say
         ("gateway: {control: '127.0.0.1:5700'}", ["gateway.control", "tcp://HOST:PORT"]),
         ("gateway: {heartbeat_s: 2, lease_s: 3}", ["gateway.lease_s is 3.0", "heartbeat_s 2.0"]),
         ("gateway: {http: '127.0.0.1:80', control: 'tcp://127.0.0.1:80'}", ["gateway.control", "two ports"]),
+        ("gateway: {control: 'tcp://0.0.0.0:5700'}", ["gateway.control is 'tcp://0.0.0.0:5700'", "pdmesh keys init"]),
+        ("gateway: {control: 'tcp://*:5700'}", ["gateway.control is"]),
+        ("gateway: {control: 'tcp://box:5700'}", ["gateway.control_keys: keys", "gateway.insecure: true"]),
         ("transfer: {host: '127.0.0.1:80'}", ["transfer.host"]),
         ("transfer: {host: 10.0.0.7}", ["transfer.host is '10.0.0.7'", "transfer.tls", "trusted_network: true"]),
         ("transfer: {host: gpu-box}", ["transfer.host is 'gpu-box'", "trusted_network: true"]),
+        ("tracing: {otlp: 'collector:4318'}", ["tracing.otlp", "'collector:4318'", "http://HOST:PORT"]),
+        ("tracing: {otlp: 'http://:4318'}", ["tracing.otlp"]),
+        ("tracing: {otlp: 'http://c:99999'}", ["tracing.otlp"]),
+        ("gateway: {traces: 0}\ntracing: {otlp: 'http://c:4318'}", ["gateway.traces is 0", "keep some"]),
         ("transfer: {backends: []}", ["transfer.backends is []"]),
         ("transfer: {backends: [tcp, tcp]}", ["transfer.backends", "once"]),
         ("instances: [{id: p, role: prefill}]", ["no decode instance"]),
@@ -125,6 +132,7 @@ def test_a_value_that_does_not_fit_is_named_with_what_would(mesh_file, text, say
         ("instances: [{id: x, role: prefill}, {id: x, role: decode}]", ["'x' is given 2 times"]),
         ("split: 0\ninstances: [{id: gateway, role: decode}]", ["instances[0].id is 'gateway'"]),
         ("split: 0\ninstances: [{id: 'a b', role: decode}]", ["instances[0].id is 'a b'"]),
+        ("split: 0\ninstances: [{id: .., role: decode}]", ["instances[0].id is '..'"]),
         ("split: 0\ninstances: [{id: d, role: decode, kv_memory: 1Gib2}]", ["instances[0].kv_memory", "'1GiB'"]),
         ("split: 0\ninstances: [{id: d, role: decode, device: tpu}]", ["instances[0].device is 'tpu'", "'cuda:N'"]),
         ("split: 0\ninstances: [{id: d, role: decode, cpu_affinity: [1, 1]}]", ["cpu_affinity is [1, 1]"]),
@@ -135,6 +143,21 @@ def test_a_value_that_does_not_fit_is_named_with_what_would(mesh_file, text, say
 def test_a_mesh_that_cannot_work_is_refused_with_the_way_out(mesh_file, text, says):
     message = refusal(mesh_file(text))
     assert [word for word in says if word not in message] == []
+
+
+@pytest.mark.parametrize(
+    "gateway",
+    [
+        "control: 'tcp://127.0.0.1:5700'",
+        "control: 'tcp://localhost:5700'",
+        "control: 'tcp://[::1]:5700'",
+        "control: 'ipc:///tmp/x'",
+        "control: 'tcp://0.0.0.0:5700', control_keys: keys",
+        "control: 'tcp://0.0.0.0:5700', insecure: true",
+    ],
+)
+def test_where_nobody_else_can_come_keys_are_not_needed(mesh_file, gateway):
+    load_mesh(mesh_file(f"gateway: {{{gateway}}}"), {}, {})
 
 
 def test_every_problem_is_told_at_once(mesh_file):

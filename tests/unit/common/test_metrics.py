@@ -10,13 +10,13 @@ def test_what_is_counted_is_shown():
     metrics = Metrics()
     metrics.requests.labels("finished").inc()
     metrics.ttft_s.observe(0.2)
-    metrics.handoff_bytes.labels("tcp").inc(4096)
+    metrics.handoff_bytes.labels("p0", "d0", "tcp").inc(4096)
     metrics.malformed_frames.labels("control").inc(2)
     text = lines(metrics)
     assert 'pdmesh_requests_total{outcome="finished"} 1.0' in text
     assert 'pdmesh_ttft_seconds_bucket{le="0.1"} 0.0' in text
     assert 'pdmesh_ttft_seconds_bucket{le="0.25"} 1.0' in text
-    assert 'pdmesh_handoff_bytes_total{backend="tcp"} 4096.0' in text
+    assert 'pdmesh_handoff_bytes_total{backend="tcp",decode="d0",prefill="p0"} 4096.0' in text
     assert 'pdmesh_malformed_frames_total{channel="control"} 2.0' in text
 
 

@@ -2,18 +2,38 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 
-from common.clock import SystemClock
-from common.errors import Failure, FailureKind
+from common.clock import ManualClock, SystemClock
+from common.errors import Failure, FailureKind, GrammarRefused
 from common.faults import Faults
 from common.ids import Generation, InstanceId, RequestId, TransferId
 from common.kv.ticket import Ticket
-from common.messages.control import Abort, FromWorker, JobFailed, KVLanded, PrefixReused, RunDecode, TokensEmitted
+from common.messages.control import (
+    Abort,
+    DecodeBegan,
+    FromWorker,
+    JobFailed,
+    KVLanded,
+    PrefixReused,
+    RunDecode,
+    TokensEmitted,
+)
 from common.messages.sampling import SamplingParams
 from services.decode.jobs import DecodeJobs
-from services.engine.api import BlocksReserved, ChoiceTokens, Job, JobEnded, PrefixFound, TokensSampled
+from services.engine.api import (
+    BlocksReserved,
+    ChoiceTokens,
+    ComputingBegan,
+    EngineLoad,
+    Job,
+    JobEnded,
+    PrefixFound,
+    TokensSampled,
+)
+from services.engine.guide import Grammar, Guide
 from transfer.errors import PeerLost
 from transfer.sink_session import Landed
 
@@ -43,6 +63,9 @@ class ScriptedEngine:
         self.landed.append(request)
         self.on_landed()
 
+    def load(self) -> EngineLoad:
+        return EngineLoad(0, 0, 0, 0, 0, 0, 0)
+
 
 class ScriptedSink:
     """A take ends as the test says. Cancelled, it lets go of the blocks when `may_let_go` is set."""
@@ -71,17 +94,31 @@ class ScriptedSink:
         pass
 
 
-class Bench:
+class ScriptedGrammars:
+    """A grammar is compiled when the test says so."""
+
     def __init__(self) -> None:
+        self.asked: dict[str, asyncio.Future[Grammar]] = {}
+
+    async def compiled(self, text: str) -> Grammar:
+        self.asked[text] = asyncio.get_running_loop().create_future()
+        return await self.asked[text]
+
+
+class Bench:
+    def __init__(self, clock: Any = None) -> None:
+        self.grammars: Any = ScriptedGrammars()
         self.engine = ScriptedEngine()
         self.sink = ScriptedSink()
+        self.clock = clock or SystemClock()
         self.sent: list[FromWorker] = []
-        self.jobs = DecodeJobs(D0, self.engine, self.sink, self.sent.append, SystemClock(), Faults(D0, None))  # type: ignore[arg-type]
+        faults = Faults(D0, None)
+        self.jobs = DecodeJobs(D0, self.engine, self.sink, self.sent.append, self.clock, faults, self.grammars)  # type: ignore[arg-type]
         self.jobs.begin(LIFE)
 
-    def run(self, ticket: Ticket | None = TICKET) -> None:
+    def run(self, ticket: Ticket | None = TICKET, grammar: str = "") -> None:
         split = 0 if ticket is None else 2
-        sampling = SamplingParams(temperature=0.0)
+        sampling = SamplingParams(temperature=0.0, grammar=grammar)
         self.jobs.on_message(RunDecode(R, (1, 2, 3), split, ticket, sampling, 4, 1, (), 0, deadline_s=60.0))
 
     async def take(self) -> asyncio.Future[Landed]:
@@ -109,7 +146,7 @@ async def test_kv_that_has_landed_is_told_to_engine_and_gateway() -> None:
     bench.run()
     (await bench.take()).set_result(LANDED)
     await bench.until(lambda: bench.engine.landed == [R])
-    assert bench.sent == [KVLanded(D0, LIFE, R, 12, 0.5, "inproc", "nobody")]
+    assert bench.sent == [KVLanded(D0, LIFE, R, 12, 0.5, "inproc", "nobody", first_byte_s=0.1)]
     assert bench.engine.ended == []
     bench.jobs.on_event(JobEnded(R))
 
@@ -222,3 +259,61 @@ async def test_what_the_blocks_hold_already_is_not_asked_for() -> None:
     assert bench.sent == [PrefixReused(D0, LIFE, R, 1)]
     bench.jobs.on_message(Abort(R))
     await bench.finish()
+
+
+async def test_how_long_the_prompt_took_is_told_once_with_the_first_tokens_of_all_choices() -> None:
+    bench = Bench(ManualClock())
+    bench.run(ticket=None)
+    bench.clock.advance(1.0)
+    bench.jobs.on_event(ComputingBegan(R))
+    bench.clock.advance(0.25)
+    bench.jobs.on_event(TokensSampled(tuple(ChoiceTokens(R, choice, 0, (5,), (), None) for choice in (0, 1))))
+    bench.jobs.on_event(TokensSampled((ChoiceTokens(R, 0, 1, (6,), (), None),)))
+    first, second = bench.sent
+    assert isinstance(first, TokensEmitted)
+    assert isinstance(second, TokensEmitted)
+    assert (first.began, second.began) == ((DecodeBegan(R, 0.25),), ())
+    bench.jobs.on_event(JobEnded(R))
+
+
+class NoGrammar(Grammar):
+    def guide(self) -> Guide:
+        raise NotImplementedError
+
+
+async def test_the_engine_has_a_job_when_its_grammar_is_compiled() -> None:
+    bench = Bench()
+    bench.run(None, "start: x")
+    await bench.until(lambda: bool(bench.grammars.asked))
+    assert bench.engine.submitted == []
+    bench.grammars.asked["start: x"].set_result(NoGrammar())
+    await bench.until(lambda: bench.engine.submitted == [R])
+    bench.jobs.on_event(JobEnded(R))
+    await bench.jobs.until_idle()
+
+
+async def test_a_grammar_that_is_refused_fails_its_request_and_the_engine_never_hears_of_it() -> None:
+    bench = Bench()
+    bench.run(None, "start: x")
+    await bench.until(lambda: bool(bench.grammars.asked))
+    bench.grammars.asked["start: x"].set_exception(GrammarRefused("x is not defined"))
+    await bench.jobs.until_idle()
+    (failed,) = bench.sent
+    assert isinstance(failed, JobFailed)
+    assert failed.failure.kind is FailureKind.INVALID_REQUEST
+    assert "x is not defined" in failed.failure.message
+    assert bench.engine.submitted == bench.engine.ended == []
+
+
+@pytest.mark.parametrize("is_late", [False, True])
+async def test_a_job_aborted_while_its_grammar_is_compiled_leaves_nothing(is_late: bool) -> None:
+    bench = Bench()
+    bench.run(None, "start: x")
+    await bench.until(lambda: bool(bench.grammars.asked))
+    if is_late:
+        bench.grammars.asked["start: x"].set_result(NoGrammar())
+    bench.jobs.on_message(Abort(R))
+    await bench.until(lambda: len(bench.jobs._tasks) == 0)
+    await bench.jobs.until_idle()
+    assert bench.sent == []
+    assert bench.engine.submitted == bench.engine.ended == []

@@ -13,6 +13,7 @@ from common.messages.control import FinishReason
 from common.messages.sampling import SamplingParams
 from services.engine.api import (
     BlocksReserved,
+    ComputingBegan,
     DecodeJob,
     EngineEvent,
     JobEnded,
@@ -167,6 +168,7 @@ def test_choices_without_slots_are_computed_again_and_say_the_same() -> None:
         bench.core.submit(job(choices=3, sampling=sampling))
         bench.run()
     assert [roomy.tokens("r", c) for c in range(3)] == [tight.tokens("r", c) for c in range(3)]
+    assert tight.of(ComputingBegan) == [ComputingBegan(RequestId("r"))]
     tight.assert_empty()
 
 
@@ -190,6 +192,7 @@ def test_preemption_computes_again_and_says_the_same() -> None:
     for index in range(4):
         assert bench.tokens(f"r{index}") == answer(prompt=(index, *PROMPT[:3]), max_tokens=28)
     assert bench.core.load().steps > 31, "nothing was preempted: the test shows nothing"
+    assert bench.of(ComputingBegan) == [ComputingBegan(RequestId(f"r{index}")) for index in range(4)]
     bench.assert_empty()
 
 
@@ -198,7 +201,7 @@ def test_a_prefill_job_reports_layers_and_holds_its_blocks_until_the_end() -> No
     bench.core.submit(PrefillJob(RequestId("p"), PROMPT))
     bench.run()
     kinds = [type(event) for event in bench.events if not isinstance(event, PrefixesChanged)]
-    assert kinds == [BlocksReserved, LayerReady, LayerReady, PrefillComputed]
+    assert kinds == [BlocksReserved, ComputingBegan, LayerReady, LayerReady, PrefillComputed]
     assert [e.layer for e in bench.of(LayerReady) if isinstance(e, LayerReady)] == [0, 1]
     assert bench.core.load().blocks_used == 6
     bench.core.end(RequestId("p"))

@@ -9,8 +9,9 @@ from torch.nn.functional import silu
 
 from common.kv.intervals import Interval
 from common.kv.layout import KVDType, KVLayout, KVOrder
-from services.engine.native.kernels import ATTENTION_DIMS, DecodeAttention, Kernels
+from services.engine.native.kernels import ATTENTION_DIMS, Kernels
 from services.engine.native.self_check import attention_agrees, trusted
+from services.engine.native.structs import DecodeAttention, HeadNorm
 from services.engine.paged_kv import PagedKV
 
 DTYPES = [torch.float32, torch.bfloat16]
@@ -46,15 +47,24 @@ def test_rms_norm(kernels: Kernels, dtype: torch.dtype, rows: int) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("rows", [1, 400])
 def test_rotate(kernels: Kernels, dtype: torch.dtype, rows: int) -> None:
-    heads, kept, dim = 3, 2, 64
+    queries, keys, kept, dim = 2, 1, 2, 64
+    heads = queries + keys
     x = random(rows, heads + kept, dim, dtype=dtype)
     cosines, sines = random(rows, dim, dtype=dtype), random(rows, dim, dtype=dtype, scale=2)
     halves = torch.cat((-x[..., dim // 2 :], x[..., : dim // 2]), -1)
     expected = x * cosines[:, None] + halves * sines[:, None]
     expected[:, heads:] = x[:, heads:]
     actual = x.clone().view(rows, -1)
-    kernels.rotate(actual, cosines, sines, heads)
+    kernels.rotate(actual, cosines, sines, (queries, keys))
     assert_same(actual.view_as(x), expected)
+    # With norms: as if the heads had been normalised before.
+    weights, actual = random(2, dim, dtype=dtype), x.clone()
+    norms = [HeadNorm(weight=weight.data_ptr(), epsilon=1e-5) for weight in weights]
+    kernels.rotate(actual.view(rows, -1), cosines, sines, (queries, keys), (norms[0], norms[1]))
+    for part, weight in ((slice(queries), weights[0]), (slice(queries, heads), weights[1])):
+        x[:, part] = kernels.rms_norm(x[:, part].reshape(-1, dim).contiguous(), None, weight, 1e-5).view(rows, -1, dim)
+    kernels.rotate(x.view(rows, -1), cosines, sines, (queries, keys))
+    assert_same(actual, x)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -1,5 +1,6 @@
 """Packed weights compute what torch.nn.Linear does, and keep nothing else alive."""
 
+import ctypes
 import gc
 import weakref
 
@@ -74,3 +75,25 @@ def test_every_linear_layer_is_packed_once_and_freed() -> None:
     assert alone() is None
     assert tied() is model.get_input_embeddings().weight, "the embedding needs it"
     assert pack_linears(model) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("outputs", [576, 97])
+def test_panels_hold_the_weights(dtype: torch.dtype, outputs: int) -> None:
+    """The order is told by what is found, so a product of what lies there must be the layer's."""
+    needs(dtype)
+    weight, x = torch.randn(outputs, 48).to(dtype), torch.randn(3, 48).to(dtype)
+    packed = PackedLinear(weight, None)
+    if packed.panels is None:
+        pytest.skip("this CPU's weights are packed in another order")
+    together = 2 if dtype is torch.bfloat16 else 1
+    raw = (ctypes.c_char * packed.panels.size_bytes).from_address(packed.panels.address)
+    rows = packed.panels.padded_inputs // together
+    panels = torch.frombuffer(raw, dtype=dtype).view(-1, rows, packed.panels.width, together)
+    found = panels.transpose(1, 2).flatten(0, 1).flatten(1)[:outputs, : weight.shape[1]]
+    assert torch.equal(found, weight)
+    torch.testing.assert_close(packed(x), x @ found.T, atol=1e-2, rtol=1e-2)
+
+
+def test_operators_that_do_not_say_where_the_weights_lie() -> None:
+    assert PackedLinear(torch.randn(64, 64), None, Wrong()).panels is None

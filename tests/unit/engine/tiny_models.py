@@ -49,6 +49,7 @@ WIDE_MODELS: dict[str, tuple[str, dict[str, object]]] = {
     "llama-one-head": ("Llama", {**_WIDE, "hidden_size": 112, "num_key_value_heads": 1, "num_attention_heads": 7}),
     "qwen2-wide": ("Qwen2", {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 2}),
     "mistral-wide": ("Mistral", {**_WIDE, "sliding_window": WINDOW}),
+    "qwen3-wide": ("Qwen3", {**_SLIDING_QWEN, **_WIDE}),
 }
 """Models whose layers are fused where there are kernels."""
 

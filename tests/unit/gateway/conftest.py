@@ -17,8 +17,10 @@ from tokenizers import decoders, models, pre_tokenizers
 from common.clock import ManualClock
 from common.errors import Failure
 from common.ids import RequestId
-from services.gateway.app import build_app, build_runner
+from services.gateway.admission import KeyRing
+from services.gateway.app import build_app
 from services.gateway.completions import ApiSettings, Minted, ModelCard
+from services.gateway.http_server import ConnectionLimits, build_runner
 from services.gateway.openai_types import Usage
 from services.gateway.testing import Script, ScriptedMesh
 from services.gateway.text_lane import TextLane
@@ -107,8 +109,12 @@ class Served:
 class OurServer(TestServer):
     """Runs the application as the gateway does."""
 
+    def __init__(self, app: web.Application, limits: ConnectionLimits) -> None:
+        super().__init__(app)
+        self._limits = limits
+
     async def _make_runner(self, **_: Any) -> web.AppRunner:
-        return build_runner(self.app)
+        return build_runner(self.app, self._limits)
 
 
 Serve = Callable[..., Awaitable[Served]]
@@ -151,6 +157,8 @@ async def serve(spy_tokenizer: SpyTokenizer) -> AsyncIterator[Serve]:
             reason: str | None = None,
             template: str | None = TEMPLATE,
             together: int = 1,
+            keys: KeyRing | None = None,
+            limits: ConnectionLimits = ConnectionLimits(),
             **settings: Any,
         ) -> Served:
             made = None if template is None else ChatTemplate(template, {}, lambda: datetime(2026, 1, 1))
@@ -158,8 +166,8 @@ async def serve(spy_tokenizer: SpyTokenizer) -> AsyncIterator[Serve]:
             mesh, observer = ScriptedMesh(script, context=context, reason=reason, together=together), NotingObserver()
             defaults = {"max_body": 10_000, "deadline_s": 60.0}
             rules = ApiSettings(**{**defaults, **settings})
-            app = build_app(mesh, lane, MODEL, rules, ManualClock(), mint(), observer)
-            client = await stack.enter_async_context(TestClient(OurServer(app)))
+            app = build_app(mesh, lane, MODEL, rules, ManualClock(), mint(), observer, keys)
+            client = await stack.enter_async_context(TestClient(OurServer(app, limits)))
             return Served(client, mesh, observer, spy_tokenizer)
 
         yield start

@@ -10,7 +10,7 @@ from aiohttp import web
 
 from common.errors import Failure, FailureKind
 from common.ids import InstanceId
-from services.gateway.app import build_runner
+from services.gateway.http_server import ConnectionLimits, build_runner
 from services.gateway.stream import Failed, GenerationRequest, StreamEvent
 from services.gateway.testing import Script, emitted, placed, token_by_token
 
@@ -67,6 +67,7 @@ async def test_a_failure_before_the_first_token_is_a_status(serve: Serve, kind: 
     assert error["message"] == "it broke (instance 'd0')"
     retryable = Failure(kind, "").is_retryable
     assert response.headers.get("Retry-After") == ("7" if retryable else None)
+    assert response.headers["x-should-retry"] == ("true" if retryable else "false")
     assert response.headers["x-request-id"] == "r1"
     assert served.mesh.streams[0].is_closed
     assert served.observer.notes[-1][:3] == ("failed", "r1", kind.value)
@@ -149,7 +150,7 @@ async def test_a_client_that_leaves_closes_its_stream(serve: Serve, stream: bool
     [
         (CHAT, {**HELLO, "temperature": 3}, "temperature"),
         (CHAT, {**HELLO, "tools": []}, "tools"),
-        (PLAIN, {**PROMPT, "prompt": ["a", "b"]}, "prompt"),
+        (PLAIN, {**PROMPT, "prompt": ["a", ""]}, "prompt[1]"),
         (PLAIN, {**PROMPT, "prompt": ""}, "prompt"),
         (PLAIN, {**PROMPT, "prompt": []}, "prompt"),
         (PLAIN, {**PROMPT, "prompt": "x" * 100}, "prompt"),
@@ -176,7 +177,7 @@ async def test_too_long_a_text_is_a_400_that_tells_the_context(serve: Serve) -> 
         response = await served.client.post(path, json=body)
         error = (await response.json())["error"]
         assert (response.status, error["code"], error["param"]) == (400, "context_length_exceeded", "prompt")
-        assert "context is 100 tokens; the prompt has at least " in error["message"]
+        assert "context length is 100 tokens; the prompt has at least " in error["message"]
     assert served.mesh.streams == []
 
 
@@ -187,7 +188,7 @@ def long_talk() -> list[dict[str, str]]:
 @pytest.mark.parametrize("head", [b"", b"POST /v1/completions HTTP/1.1\r\nX-Slow: ", b"GET /health HTTP/1.1\r\n\r\n"])
 async def test_a_connection_that_does_not_ask_is_closed(serve: Serve, head: bytes) -> None:
     served = await serve(silent_after())
-    runner = build_runner(served.client.app, idle_s=0.05)
+    runner = build_runner(served.client.app, ConnectionLimits(idle_s=0.05))
     await runner.setup()
     try:
         await web.TCPSite(runner, "127.0.0.1", 0).start()

@@ -9,6 +9,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
+from common.clock import ManualClock
 from common.costs.shape import StepShape
 from common.costs.step import Step
 from common.ids import Generation, InstanceId
@@ -16,7 +17,7 @@ from common.messages.control import Load, MeasureStep, Register, StepMeasured, T
 from common.messages.operator import InstanceInfo, InstanceList, MeasureAnswer
 from services.gateway.instances import InstanceRoutes
 from services.gateway.measurements import Measurements
-from services.gateway.roster import Roster
+from services.gateway.roster import MOST_LOST, Lost, Roster
 from services.scheduling.members import LoadReported, LossReason, MemberJoined, MemberLost
 from tests.unit.common.bus_fixtures import registration
 
@@ -33,7 +34,7 @@ class Bench:
     """The routes over the real records of the gateway; `asked` holds what was sent to the instance."""
 
     def __init__(self) -> None:
-        self.roster = Roster()
+        self.roster = Roster(ManualClock())
         self.measurements = Measurements(self._send)
         self.asked: list[MeasureStep] = []
         self.on_asked: Callable[[MeasureStep], None] = lambda message: None
@@ -157,7 +158,8 @@ async def test_answers_find_who_asked_and_a_stranger_answers_nobody() -> None:
 
 
 def test_the_roster_follows_the_membership() -> None:
-    roster = Roster()
+    clock = ManualClock(5.0)
+    roster = Roster(clock)
     other: Register = msgspec.structs.replace(MEMBER, instance=InstanceId("d1"))
     roster.heard(MemberJoined(MEMBER))
     roster.heard(MemberJoined(other))
@@ -166,3 +168,15 @@ def test_the_roster_follows_the_membership() -> None:
     roster.heard(MemberLost(D0, LIFE, LossReason.SILENT))
     roster.heard(LoadReported(D0, LIFE, LOAD))
     assert roster.instances() == (InstanceInfo(other, Load()),)
+    assert roster.lost() == (Lost(MEMBER, LossReason.SILENT, 5.0),)
+    roster.heard(MemberJoined(MEMBER))
+    assert roster.lost() == ()
+
+
+def test_of_the_lost_only_the_last_are_remembered() -> None:
+    roster = Roster(ManualClock())
+    names = [InstanceId(f"d{number}") for number in range(MOST_LOST + 2)]
+    for name in names:
+        roster.heard(MemberJoined(msgspec.structs.replace(MEMBER, instance=name)))
+        roster.heard(MemberLost(name, LIFE, LossReason.LEFT))
+    assert [lost.member.instance for lost in roster.lost()] == names[2:]

@@ -75,7 +75,7 @@ BAD_VALUES = [
     ("pdmesh", {"split": 5}),
     ("pdmesh", {}),
     ("tools", []),
-    ("response_format", {"type": "text"}),
+    ("response_format", {"type": "xml"}),
     ("best_of", 2),
     ("nonsense", 1),
 ]
@@ -117,14 +117,16 @@ def test_a_bad_value_is_a_400_that_names_its_parameter(base: dict[str, Any], nam
         (HELLO, {"stream": True, "stream_options": {"chunks": 1}}, "stream_options.chunks"),
         (HELLO, {"prompt": "x"}, "prompt"),
         (PLAIN, {"prompt": None}, "prompt"),
-        (PLAIN, {"prompt": ["a", "b"]}, "prompt"),
-        (PLAIN, {"prompt": [[1], [2]]}, "prompt"),
+        (PLAIN, {"prompt": ["a", 5]}, "prompt[1]"),
+        (PLAIN, {"prompt": [[1], [256]]}, "prompt[1]"),
+        (PLAIN, {"prompt": ["a"] * 129}, "prompt"),
+        (PLAIN, {"prompt": ["a"] * 17, "n": 16}, "n"),
         (PLAIN, {"prompt": [1, 256]}, "prompt"),
         (PLAIN, {"prompt": [1, True]}, "prompt"),
         (PLAIN, {"prompt": [1, "a"]}, "prompt"),
         (PLAIN, {"logprobs": True}, "logprobs"),
         (PLAIN, {"logprobs": 21}, "logprobs"),
-        (PLAIN, {"echo": True}, "echo"),
+        (PLAIN, {"echo": 1}, "echo"),
         (PLAIN, {"suffix": "x"}, "suffix"),
         (PLAIN, {"max_completion_tokens": 5}, "max_completion_tokens"),
         (PLAIN, {"model": None}, "model"),
@@ -194,7 +196,7 @@ def test_the_user_is_kept_and_cut() -> None:
 
 def test_the_defaults_of_a_chat() -> None:
     assert chat() == Call(
-        prompt=ChatPrompt(({"role": "user", "content": "hello"},)),
+        prompts=(ChatPrompt(({"role": "user", "content": "hello"},)),),
         sampling=SamplingParams(temperature=1.0, seed=77),
         max_tokens=None,
         default_max_tokens=None,
@@ -210,7 +212,8 @@ def test_the_defaults_of_a_chat() -> None:
 
 def test_the_defaults_of_a_plain_completion() -> None:
     call = plain()
-    assert (call.prompt, call.max_tokens, call.default_max_tokens) == (TextPrompt("hello"), None, 16)
+    assert (call.prompts, call.max_tokens, call.default_max_tokens) == ((TextPrompt("hello"),), None, 16)
+    assert (call.echo, call.is_seeded) == (False, False)
 
 
 def test_everything_given_arrives() -> None:
@@ -246,7 +249,7 @@ def test_content_parts_system_roles_and_names() -> None:
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     messages = [{"role": "developer", "content": parts}, {"role": "user", "content": "c", "name": "Ann"}]
     expected = ({"role": "system", "content": "a\nb"}, {"role": "user", "content": "c", "name": "Ann"})
-    assert chat(messages=messages).prompt == ChatPrompt(expected)
+    assert chat(messages=messages).prompts == (ChatPrompt(expected),)
 
 
 def test_small_forms() -> None:
@@ -255,6 +258,10 @@ def test_small_forms() -> None:
     assert chat(logprobs=True).sampling.logprobs == 0
     assert chat(max_tokens=5, max_completion_tokens=5).max_tokens == 5
     assert chat(seed=-1).sampling.seed == 2**63 - 1
-    assert plain(prompt=[1, 2, 255]).prompt == TokenPrompt((1, 2, 255))
-    assert plain(logprobs=0).sampling.logprobs == 0
-    assert plain(echo=False).prompt == TextPrompt("hello")
+    assert plain(prompt=[1, 2, 255]).prompts == (TokenPrompt((1, 2, 255)),)
+    assert plain(prompt=["a", "b"]).prompts == (TextPrompt("a"), TextPrompt("b"))
+    assert plain(prompt=[[1], [2, 3]]).prompts == (TokenPrompt((1,)), TokenPrompt((2, 3)))
+    assert plain(logprobs=0).sampling == SamplingParams(seed=77, logprobs=0)
+    assert plain(echo=True).sampling.prompt_logprobs is None
+    assert plain(echo=True, logprobs=0).sampling.prompt_logprobs == 0
+    assert plain(seed=5).is_seeded

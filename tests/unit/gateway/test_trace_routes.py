@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from typing import Any
 
+import msgspec
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
@@ -12,6 +13,7 @@ from common.ids import InstanceId, RequestId
 from common.messages.sampling import SamplingParams
 from services.gateway.stream import GenerationRequest
 from services.gateway.trace_routes import TraceRoutes, request_of
+from services.gateway.trace_types import WholeTraces
 from services.gateway.traces import Traces
 from services.scheduling.balancer import Split
 from services.scheduling.placement import Candidate, Placement
@@ -109,3 +111,12 @@ async def test_a_gateway_that_keeps_none_says_so(bare: Client) -> None:
 def test_an_id_loses_the_prefix_of_its_endpoint_once() -> None:
     assert request_of("chatcmpl-r-1") == request_of("cmpl-r-1") == request_of("r-1") == "r-1"
     assert request_of("cmpl-cmpl-r-1") == "cmpl-r-1"
+
+
+async def test_whole_traces_are_of_one_moment(client: Client) -> None:
+    async with client.get("/traces?limit=2&whole=true") as response:
+        found = msgspec.json.decode(await response.read(), type=WholeTraces)
+    assert [trace.request for trace in found.traces] == ["r-39", "r-38"]
+    assert found.traces[0].placement is not None
+    status, error = await refused(client, "/traces?whole=1")
+    assert (status, error["param"]) == (400, "whole")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from common.clock import ManualClock
 from common.errors import Failure, FailureKind
 from common.ids import Generation, InstanceId, RequestId
-from common.messages.control import EmittedTokens, KVLanded, PrefillReleased, TokensEmitted
+from common.messages.control import DecodeBegan, EmittedTokens, KVLanded, PrefillReleased, PrefillTimes, TokensEmitted
 from common.messages.sampling import SamplingParams
 from services.gateway.observer import Observers, SilentObserver
 from services.gateway.openai_types import Usage
@@ -203,6 +203,37 @@ def test_a_policy_that_predicts_nothing_has_no_ratio() -> None:
     gateway.clock.advance(1.0)
     gateway.emit(request)
     assert (gateway.of().prediction, gateway.of().asked_split, gateway.ratios) == (None, 0.5, [])
+
+
+def test_what_the_workers_tell_of_their_time_is_kept() -> None:
+    gateway = Gateway()
+    request = gateway.arrive()
+    begun = (DecodeBegan(request, 0.5),)
+    gateway.traces.heard(TokensEmitted(D0, Generation(1), (), began=begun))  # before there is a placement
+    gateway.traces.placed(request, FIXED)
+    gateway.traces.heard(TokensEmitted(D1, Generation(1), (), began=begun))
+    assert gateway.of().decode_computed_s is None
+    times = PrefillTimes(0.1, 0.2, 0.3)
+    gateway.traces.heard(PrefillReleased(P0, Generation(1), request, times))
+    gateway.traces.heard(TokensEmitted(D0, Generation(1), (), began=begun))
+    gateway.emit(request)
+    gateway.traces.heard(TokensEmitted(D0, Generation(1), (), began=(DecodeBegan(request, 9.0),)))
+    assert (gateway.of().prefill_times, gateway.of().decode_computed_s) == (times, 0.5)
+
+
+def test_who_listens_is_told_of_each_end() -> None:
+    ended: list[RequestTrace] = []
+    traces = Traces(2, "fixed", ManualClock(), lambda _: None, ended.append)
+    for name in ("a", "b"):
+        request = RequestId(name)
+        traces.arrived(GenerationRequest(request, (1,), SamplingParams(seed=1), 8, traceparent=f"00-{name}"))
+    traces.finished(RequestId("a"), USAGE, 1.0)
+    traces.failed(RequestId("b"), Failure(FailureKind.OVERLOADED, "no"), 1.0)
+    traces.finished(RequestId("c"), USAGE, 1.0)
+    assert [(trace.request, trace.outcome, trace.traceparent) for trace in ended] == [
+        ("a", "finished", "00-a"),
+        ("b", "overloaded", "00-b"),
+    ]
 
 
 def test_what_was_given_out_does_not_change() -> None:

@@ -14,6 +14,7 @@ from services.cli.compose import ComposeFlags, run_compose
 from services.cli.outcome import ExitCode
 
 TWO_HOSTS = """
+gateway: {control_keys: keys}
 transfer: {trusted_network: true}
 instances:
   - {id: p0, role: prefill, host: big, device: "cuda:1"}
@@ -152,6 +153,11 @@ def test_certificates_are_found_from_anywhere() -> None:
     services = yaml.safe_load(Path("compose.yaml").read_text())["services"]
     sources = [mount["source"] for mount in services["p0"]["volumes"]]
     assert sources[-3:] == [str(Path("c.pem").absolute()), "/k.pem", str(Path("a.pem").absolute())]
+
+
+def test_keys_are_found_from_anywhere() -> None:
+    services = composed(TWO_HOSTS)["compose.small.yaml"]
+    assert str(Path("keys/d0").absolute()) in [mount["source"] for mount in services["d0"]["volumes"]]
 
 
 def test_variables_are_part_of_the_mesh() -> None:

@@ -19,8 +19,17 @@ def instance(name: str, role: Role = Role.DECODE, **keys: Any) -> InstanceConfig
     return InstanceConfig(id=InstanceId(name), role=role, **keys)
 
 
-def stack_of(*instances: InstanceConfig, transfer: TransferConfig | None = None, **settings: Any) -> ComposeStack:
-    config = MeshConfig(instances=instances or MeshConfig().instances, transfer=transfer or TransferConfig())
+def stack_of(
+    *instances: InstanceConfig,
+    transfer: TransferConfig | None = None,
+    gateway: GatewayConfig | None = None,
+    **settings: Any,
+) -> ComposeStack:
+    config = MeshConfig(
+        instances=instances or MeshConfig().instances,
+        transfer=transfer or TransferConfig(),
+        gateway=gateway or GatewayConfig(),
+    )
     return compose_stack(check_mesh(config), ComposeSettings(**settings))
 
 
@@ -41,13 +50,14 @@ class TestOneMachine:
     def test_a_service_for_each_instance_and_what_all_need(self) -> None:
         (file,) = stack_of().files
         assert file.host is None
-        assert list(file.document["services"]) == ["model", "gateway", "p0", "d0"]
+        assert list(file.document["services"]) == ["keys", "model", "gateway", "p0", "d0"]
         assert file.document["networks"] == {"front": {}, "control": {"internal": True}, "data": {"internal": True}}
-        assert file.document["volumes"] == {"models": {}, "sockets": {}}
+        assert file.document["volumes"] == {"models": {}, "sockets": {}, "keys": {}}
 
     def test_who_is_on_which_network(self) -> None:
-        found = {name: list(service["networks"]) for name, service in services(stack_of()).items()}
+        found = {name: list(service.get("networks", ())) for name, service in services(stack_of()).items()}
         assert found == {
+            "keys": [],
             "model": ["front"],
             "gateway": ["front", "control"],
             "p0": ["control", "data"],
@@ -58,6 +68,7 @@ class TestOneMachine:
         found = {name: service["command"] for name, service in services(stack_of()).items()}
         file = ["--config", "/etc/pdmesh/mesh.yaml"]
         assert found == {
+            "keys": ["keys", "init", *file],
             "model": ["model", "fetch", *file],
             "gateway": ["gateway", *file],
             "p0": ["prefill", *file, "--instance", "p0"],
@@ -83,15 +94,16 @@ class TestOneMachine:
         assert found["gateway"]["ports"] == ["127.0.0.1:8000:8000"]
         assert not any("ports" in service for name, service in found.items() if name != "gateway")
 
-    def test_nobody_starts_before_the_model_is_there(self) -> None:
+    def test_nobody_starts_before_the_model_and_the_keys_are_there(self) -> None:
         found = services(stack_of())
-        ready = {"model": {"condition": "service_completed_successfully"}}
+        ready = {name: {"condition": "service_completed_successfully"} for name in ("keys", "model")}
         assert [found[name]["depends_on"] for name in ("gateway", "p0", "d0")] == [ready] * 3
         assert "depends_on" not in found["model"]
 
     def test_who_ends_is_started_again_but_for_the_preparation(self) -> None:
         found = {name: service["restart"] for name, service in services(stack_of()).items()}
-        assert found == {"model": "no", "gateway": "unless-stopped", "p0": "unless-stopped", "d0": "unless-stopped"}
+        once = {"keys": "no", "model": "no"}
+        assert found == once | dict.fromkeys(("gateway", "p0", "d0"), "unless-stopped")
 
     def test_no_service_has_more_rights_than_it_needs(self) -> None:
         for service in services(stack_of()).values():
@@ -115,23 +127,24 @@ class TestOneMachine:
     def test_without_shm_there_is_no_such_folder(self) -> None:
         stack = stack_of(transfer=TransferConfig(backends=("tcp",)))
         assert stack.mesh.transfer.shm_folder is None
-        assert stack.files[0].document["volumes"] == {"models": {}}
+        assert stack.files[0].document["volumes"] == {"models": {}, "keys": {}}
         assert "/run/pdmesh" not in targets(services(stack)["d0"])
 
     def test_a_cache_of_the_machine_in_place_of_the_volume(self) -> None:
         stack = stack_of(cache="/srv/models")
-        assert stack.files[0].document["volumes"] == {"sockets": {}}
-        for service in services(stack).values():
-            assert targets(service)["/var/cache/pdmesh"] == "/srv/models"
+        assert stack.files[0].document["volumes"] == {"sockets": {}, "keys": {}}
+        for name in ("model", "gateway", "p0", "d0"):
+            assert targets(services(stack)[name])["/var/cache/pdmesh"] == "/srv/models"
 
     @pytest.mark.parametrize(("path", "is_prepared"), [("/srv/llama", False), ("/srv/llama.gguf", True)])
     def test_a_model_of_the_machine_is_seen_under_its_own_path(self, path: str, is_prepared: bool) -> None:
         stack = stack_of(local_model=path)
         assert stack.mesh.model == path
         assert ("model" in services(stack)) is is_prepared
-        for service in services(stack).values():
+        for name in {"model", "gateway", "p0", "d0"} & set(services(stack)):
+            service = services(stack)[name]
             assert targets(service)[path] == path
-            assert ("depends_on" in service) is (is_prepared and "fetch" not in service["command"])
+            assert ("model" in service.get("depends_on", {})) is (is_prepared and name != "model")
 
     def test_cores_and_threads(self) -> None:
         found = services(
@@ -161,9 +174,39 @@ class TestOneMachine:
         assert stack.mesh.instances[1].profile == "/etc/pdmesh/profiles/d0.json"
         assert stack.mesh.instances[0].profile is None
 
-    def test_an_instance_may_not_be_called_as_the_preparation_is(self) -> None:
-        with pytest.raises(ConfigError, match="called 'model'"):
-            stack_of(P, instance("model"))
+    @pytest.mark.parametrize("name", ["model", "keys"])
+    def test_an_instance_may_not_be_called_as_a_preparation_is(self, name: str) -> None:
+        with pytest.raises(ConfigError, match=f"called '{name}'"):
+            stack_of(P, instance(name))
+
+    def test_keys_are_made_once_and_nobody_else_may_change_them(self) -> None:
+        found = services(stack_of())
+        keys = {name: [m for m in service["volumes"] if m["source"] == "keys"] for name, service in found.items()}
+        mount = {"type": "volume", "source": "keys", "target": "/run/pdmesh-keys"}
+        read_only = [{**mount, "read_only": True}]
+        assert keys == {"keys": [mount], "model": [], "gateway": read_only, "p0": read_only, "d0": read_only}
+        assert found["keys"]["network_mode"] == "none"
+        assert stack_of().mesh.gateway.control_keys == "/run/pdmesh-keys"
+
+    def test_keys_of_the_users_are_taken_as_they_are(self) -> None:
+        stack = stack_of(gateway=GatewayConfig(control_keys="/srv/keys"))
+        assert "keys" not in services(stack)
+        for name in ("gateway", "p0", "d0"):
+            assert targets(services(stack)[name])[f"/run/pdmesh-keys/{name}"] == f"/srv/keys/{name}"
+        assert stack.mesh.gateway.control_keys == "/run/pdmesh-keys"
+
+    def test_the_gateway_alone_finds_the_file_of_its_clients_keys(self) -> None:
+        stack = stack_of(gateway=GatewayConfig(api_keys="/srv/api-keys"))
+        found = {name: targets(service) for name, service in services(stack).items()}
+        assert found["gateway"]["/run/pdmesh-api-keys"] == "/srv/api-keys"
+        assert not any("/srv/api-keys" in mounts.values() for name, mounts in found.items() if name != "gateway")
+        assert stack.mesh.gateway.api_keys == "/run/pdmesh-api-keys"
+
+    def test_who_wants_no_keys_gets_none(self) -> None:
+        stack = stack_of(gateway=GatewayConfig(insecure=True))
+        assert "keys" not in services(stack)
+        assert stack.files[0].document["volumes"] == {"models": {}, "sockets": {}}
+        assert stack.mesh.gateway.control_keys is None
 
     def test_a_named_machine_alone_publishes_nothing_more(self) -> None:
         (file,) = stack_of(instance("p0", Role.PREFILL, host="a"), instance("d0", host="a")).files
@@ -197,6 +240,7 @@ class TestDevices:
         devices = (P, instance("d0", device="cuda:0"), instance("d1", device="rocm:0"))
         found = {name: service["image"] for name, service in services(stack_of(*devices)).items()}
         assert found == {
+            "keys": "pdmesh:cpu",
             "model": "pdmesh:cpu",
             "gateway": "pdmesh:cpu",
             "p0": "pdmesh:cpu",
@@ -209,6 +253,7 @@ class TestDevices:
 
 class TestSeveralMachines:
     TRUSTED = TransferConfig(trusted_network=True)
+    KEYS = GatewayConfig(control_keys="/srv/keys")
     INSTANCES = (
         instance("p0", Role.PREFILL, host="big", device="cuda:1"),
         instance("d0", host="small"),
@@ -216,7 +261,7 @@ class TestSeveralMachines:
     )
 
     def stack(self, **settings: Any) -> ComposeStack:
-        return stack_of(*self.INSTANCES, transfer=self.TRUSTED, **settings)
+        return stack_of(*self.INSTANCES, transfer=self.TRUSTED, gateway=self.KEYS, **settings)
 
     def test_a_file_for_each_and_the_gateways_first(self) -> None:
         files = self.stack().files
@@ -253,11 +298,11 @@ class TestSeveralMachines:
 
     def test_kv_without_protection_must_be_asked_for(self) -> None:
         with pytest.raises(ConfigError, match=r"transfer\.tls certificates, or set transfer\.trusted_network: true"):
-            stack_of(*self.INSTANCES)
+            stack_of(*self.INSTANCES, gateway=self.KEYS)
 
     def test_certificates_are_seen_where_mesh_yaml_then_says(self) -> None:
         tls = TlsConfig("/etc/mesh/own.pem", "/etc/mesh/own.key", "/etc/mesh/ca.pem")
-        stack = stack_of(*self.INSTANCES, transfer=TransferConfig(tls=tls))
+        stack = stack_of(*self.INSTANCES, transfer=TransferConfig(tls=tls), gateway=self.KEYS)
         inside = stack.mesh.transfer.tls
         assert inside is not None
         assert stack.mesh.transfer.trusted_network is False
@@ -276,8 +321,26 @@ class TestSeveralMachines:
         assert "TCP ip_local_port_range (32768-60999), where KV is served" in first
         assert "Nothing has to be open here." in second, "it has decode instances alone, and these dial"
         for text in (first, second):
-            assert "NOTHING PROTECTS PORT 5700 OF 'big' YET" in text
+            assert "NOTHING PROTECTS" not in text
+            assert "Instances join encrypted" in text
             assert "KV goes between the machines in the clear" in text
+        folders = {
+            text: {name for name in ("gateway", "p0", "d0", "d1") if f"/srv/keys/{name}\n" in text}
+            for text in (first, second)
+        }
+        assert folders == {first: {"gateway", "p0"}, second: {"d0", "d1"}}
+
+    def test_each_container_sees_its_own_keys_alone(self) -> None:
+        stack = self.stack()
+        for index, name in ((0, "gateway"), (0, "p0"), (1, "d0"), (1, "d1")):
+            keys = {key: value for key, value in targets(services(stack, index)[name]).items() if "keys" in key}
+            assert keys == {f"/run/pdmesh-keys/{name}": f"/srv/keys/{name}"}
+
+    def test_no_keys_must_be_asked_for(self) -> None:
+        with pytest.raises(ConfigError, match=r"pdmesh keys init.*gateway\.insecure: true"):
+            stack_of(*self.INSTANCES, transfer=self.TRUSTED)
+        stack = stack_of(*self.INSTANCES, transfer=self.TRUSTED, gateway=GatewayConfig(insecure=True))
+        assert "NOTHING PROTECTS PORT 5700 OF 'big', as gateway.insecure wants it" in compose_text(stack.files[1])
 
 
 def test_the_mesh_that_containers_read_can_be_loaded() -> None:

@@ -2,18 +2,19 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 
-from common.clock import SystemClock
+from common.clock import ManualClock, SystemClock
 from common.errors import Failure, FailureKind
 from common.faults import Faults
 from common.ids import Generation, InstanceId, RequestId, TransferId
 from common.kv.intervals import Interval
 from common.kv.ownership import Ended, TakerAccepted, TakerFailed, Withdrawn
 from common.kv.ticket import Ticket
-from common.messages.control import Abort, FromWorker, JobFailed, PrefillReleased, RunPrefill
-from services.engine.api import BlocksReserved, Job, JobEnded, PrefillComputed, PrefillFailed
+from common.messages.control import Abort, FromWorker, JobFailed, PrefillReleased, PrefillTimes, RunPrefill
+from services.engine.api import BlocksReserved, ComputingBegan, Job, JobEnded, PrefillComputed, PrefillFailed
 from services.prefill.jobs import PrefillJobs
 from transfer.errors import RefusalReason, Refused
 from transfer.offer import Offer
@@ -55,11 +56,12 @@ class ScriptedSource:
 
 
 class Bench:
-    def __init__(self) -> None:
+    def __init__(self, clock: Any = None) -> None:
         self.engine = ScriptedEngine()
         self.source = ScriptedSource()
+        self.clock = clock or SystemClock()
         self.sent: list[FromWorker] = []
-        self.jobs = PrefillJobs(P0, self.engine, self.source, self.sent.append, SystemClock(), Faults(P0, None))  # type: ignore[arg-type]
+        self.jobs = PrefillJobs(P0, self.engine, self.source, self.sent.append, self.clock, Faults(P0, None))  # type: ignore[arg-type]
         self.jobs.begin(LIFE)
 
     def run(self, generation: Generation = LIFE) -> None:
@@ -143,7 +145,33 @@ async def test_a_taker_that_fails_before_the_prefill_is_computed() -> None:
     await bench.until(lambda: bench.engine.ended == [R])
     bench.jobs.on_event(PrefillComputed(R))
     await bench.finish()
-    assert bench.sent == [RELEASED]
+    assert [type(message) for message in bench.sent] == [PrefillReleased]
+
+
+async def test_where_the_time_went_is_told_with_the_last_word() -> None:
+    bench = Bench(ManualClock(100.0))
+    bench.run()
+    bench.clock.advance(0.5)
+    bench.reserve()
+    bench.clock.advance(0.25)  # another prompt, which came first
+    bench.jobs.on_event(ComputingBegan(R))
+    bench.clock.advance(2.0)
+    bench.jobs.on_event(PrefillComputed(R))
+    bench.clock.advance(0.125)
+    bench.jobs.on_message(Abort(R))
+    await bench.finish()
+    assert bench.sent == [PrefillReleased(P0, LIFE, R, PrefillTimes(0.75, 2.0, 0.125))]
+
+
+async def test_a_prompt_that_was_all_there_took_no_computing() -> None:
+    bench = Bench(ManualClock())
+    bench.run()
+    bench.clock.advance(0.5)
+    bench.reserve()
+    bench.jobs.on_event(PrefillComputed(R))
+    bench.jobs.on_message(Abort(R))
+    await bench.finish()
+    assert bench.sent == [PrefillReleased(P0, LIFE, R, PrefillTimes(0.5, 0.0, 0.0))]
 
 
 async def test_a_job_the_engine_refuses_is_failed_and_released() -> None:

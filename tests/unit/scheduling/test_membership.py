@@ -20,6 +20,7 @@ from common.messages.control import (
 )
 from services.scheduling.members import LoadReported, LossReason, MemberJoined, MemberLost
 from services.scheduling.membership import (
+    KeyWithdrawn,
     Membership,
     MembershipEffect,
     MembershipMessage,
@@ -232,3 +233,14 @@ def test_a_member_that_cannot_be_reached_is_lost_at_once() -> None:
     assert membership.handle(PeerUnreachable(b"a")) == [MemberLost(P0, Generation(1), LossReason.UNREACHABLE)]
     assert membership.members() == ()
     assert membership.handle(PeerUnreachable(b"a")) == []
+
+
+def test_a_member_whose_key_was_withdrawn_is_lost_and_told() -> None:
+    membership = a_membership()
+    say(membership, register(), peer=b"a")
+    assert membership.handle(KeyWithdrawn(InstanceId("d9"))) == []
+    reply, loss = membership.handle(KeyWithdrawn(P0))
+    assert not rejection([reply], b"a").fatal, "where its key was replaced, it may come back"
+    assert loss == lost(1, LossReason.REVOKED)
+    assert membership.members() == ()
+    assert membership.handle(KeyWithdrawn(P0)) == []
