@@ -143,13 +143,13 @@ def test_a_process_is_nobody_in_particular_and_changes_nothing(stack: Stack) -> 
 GREETING = r"""
 import socket
 s = socket.create_connection(("gateway", 5700), 10)
-s.sendall(b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(52, b"\0"))
+s.sendall(b"\xff" + bytes(8) + b"\x7f\x03")
 heard = b""
-while len(heard) < 64:
-    heard += s.recv(64) or bytes(64)
-print(heard[12:17].decode())
+while len(heard) < 32:
+    heard += s.recv(64) or bytes(32)
+print(heard[12:32].rstrip(b"\0").decode())
 """
-"""A connection without a key: which mechanism the gateway's half of ZMTP's greeting asks for."""
+"""ZMTP's greeting up to its version, and then which mechanism the gateway's half of it asks for."""
 
 
 def test_who_joins_needs_a_key(stack: Stack) -> None:
