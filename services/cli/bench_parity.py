@@ -52,7 +52,7 @@ def run_parity(flags: ParityFlags, environ: Mapping[str, str]) -> ExitCode:
 
 async def _asked(flags: ParityFlags, environ: Mapping[str, str], on_step: OnStep) -> list[Outcome]:
     if flags.url is not None:
-        return await _ask_at(flags.url, flags.model, on_step)
+        return await _ask_at(flags.url, flags.model, on_step, environ.get("PDMESH_API_KEY"))
     on_step("starting a mesh")
     options = LaunchOptions(model_folder=await prepare_model(flags.model, environ))
     config = parity_mesh(flags.model)
@@ -60,9 +60,10 @@ async def _asked(flags: ParityFlags, environ: Mapping[str, str], on_step: OnStep
         return await _ask_at(mesh.url, flags.model, on_step)
 
 
-async def _ask_at(url: str, model: str, on_step: OnStep) -> list[Outcome]:
+async def _ask_at(url: str, model: str, on_step: OnStep, key: str | None = None) -> list[Outcome]:
+    headers = {} if key is None else {"Authorization": f"Bearer {key}"}
     try:
-        client = aiohttp.ClientSession(url)
+        client = aiohttp.ClientSession(url, headers=headers)
     except ValueError as error:
         raise ConfigError(f"--url: {url!r} is not the address of a gateway, as http://HOST:PORT") from error
     async with client:
