@@ -4,12 +4,15 @@ import json
 import os
 from pathlib import Path
 
+import pytest
+
 from services.cli.bench_gateway import GatewayFlags, run_gateway
 from services.cli.outcome import ExitCode
 
 ENVIRON = {name: value for name, value in os.environ.items() if not name.startswith("PDMESH_")}
 
 
+@pytest.mark.slow
 def test_the_gateway_is_measured_beside_the_raw_handler(tmp_path: Path) -> None:
     out = tmp_path / "gateway.json"
     assert run_gateway(GatewayFlags(out, quick=True), ENVIRON) is ExitCode.DONE

@@ -13,6 +13,7 @@ from services.cli.outcome import ExitCode
 ENVIRON = {name: value for name, value in os.environ.items() if not name.startswith("PDMESH_")}
 
 
+@pytest.mark.slow
 def test_a_mesh_is_measured_beside_its_stages(deterministic_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "report.json"
     flags = ServeFlags(json=out, quick=True, model=str(deterministic_folder), dtype="float32", turns=6)

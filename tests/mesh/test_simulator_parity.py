@@ -55,6 +55,8 @@ PER_TOKEN = {"p0": 0.004, "p1": 0.006, "d0": 0.010, "d1": 0.015}
 def configured(policy: str, folder: Path) -> MeshConfig:
     """2 P and 2 D, of four speeds by their profiles."""
     config = mesh_config(prefill=2, decode=2)
+    # Nobody stops here, and a crowd on a busy machine may keep a loop from running for half a second.
+    config = msgspec.structs.replace(config, transfer=msgspec.structs.replace(config.transfer, progress_timeout_s=10.0))
 
     def with_profile(instance: InstanceConfig) -> InstanceConfig:
         file = folder / f"{instance.id}.json"

@@ -173,6 +173,6 @@ def test_a_file_that_cannot_be_written_is_known_before_anything_is_measured(tmp_
         str(tmp_path / "no" / "o.json"),
     ]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[3], timeout=60)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "No such file" in done.stderr
     assert "Traceback" not in done.stderr
