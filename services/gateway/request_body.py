@@ -13,8 +13,8 @@ from services.gateway.openai_types import GenerationFields
 IGNORED: Final = frozenset({"metadata", "store", "service_tier"})
 """Accepted without effect, because unchanged clients send them."""
 
-VERBATIM: Final = frozenset({"schema", "parameters"})
-"""Objects of the client's own words (JSON Schemas), in which a null may mean something."""
+VERBATIM: Final = frozenset({"schema", "parameters", "logit_bias"})
+"""Objects whose names are the client's own (JSON Schemas, tokens): a null in them is a value, not a parameter left out."""
 
 Fields = TypeVar("Fields", bound=GenerationFields)
 
