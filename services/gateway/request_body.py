@@ -14,7 +14,7 @@ IGNORED: Final = frozenset({"metadata", "store", "service_tier"})
 """Accepted without effect, because unchanged clients send them."""
 
 VERBATIM: Final = frozenset({"schema", "parameters", "logit_bias"})
-"""Objects whose names are the client's own (JSON Schemas, tokens): a null in them is a value, not a parameter left out."""
+"""Objects whose names are the client's own (JSON Schemas, tokens): a null in them is a value."""
 
 Fields = TypeVar("Fields", bound=GenerationFields)
 

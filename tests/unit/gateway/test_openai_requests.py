@@ -66,6 +66,7 @@ BAD_VALUES = [
     ("presence_penalty", -2.5),
     ("logit_bias", {"5": 101}),
     ("logit_bias", {"five": 1}),
+    ("logit_bias", {"5": None}),
     ("logit_bias", {"256": 1}),
     ("logit_bias", {"-1": 1}),
     ("logit_bias", [5]),
