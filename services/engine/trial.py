@@ -36,7 +36,11 @@ class Trials:
         self._running: set[RequestId] = set()
         self._idle = asyncio.Event()
         self._engine = EngineThread(
-            lambda: build_instance_runner(instance, dtype, folder), decode_limits(instance), self._hear, clock
+            lambda: build_instance_runner(instance, dtype, folder),
+            decode_limits(instance),
+            self._hear,
+            clock,
+            prefix_cache=instance.prefix_cache,
         )
 
     async def start(self) -> None:
