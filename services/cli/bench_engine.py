@@ -21,7 +21,7 @@ from services.simulator.workload.known import read_known
 from services.simulator.workload.requests import Workload, first, scaled
 from services.simulator.workload.synthetic import synthetic
 
-_TRACE, _CONVERSATIONS, _DIVISOR = "azure-conv", 64, 8
+_TRACE, _CONVERSATIONS, _DIVISOR = "azure_conv", 64, 8
 _COLUMNS = {
     "workload": "workload",
     "phase": "phase",

@@ -9,7 +9,7 @@ from typing import Final
 
 from common.config.load import load_mesh
 from common.errors import ConfigError
-from services.gateway.api_keys import SECRET_BYTES, KeyLines, key_of, name_problem, read_lines, stored
+from services.gateway.http.api_keys import SECRET_BYTES, KeyLines, key_of, name_problem, read_lines, stored
 
 _DEFAULT: Final = "api-keys"
 _MODE: Final = 0o600

@@ -18,7 +18,7 @@ from services.cli.trace_view import (
     summaries_table,
     why_nothing_is_predicted,
 )
-from services.gateway.trace_types import RequestTrace, TraceList, WholeTraces
+from services.gateway.records.trace_types import RequestTrace, TraceList, WholeTraces
 
 _PIPE_COLUMNS: Final = 160
 

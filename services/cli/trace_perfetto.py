@@ -9,8 +9,8 @@ from typing import Any
 
 import msgspec
 
-from services.gateway.trace_spans import Party, Span, spans
-from services.gateway.trace_types import RequestTrace
+from services.gateway.records.trace_spans import Party, Span, spans
+from services.gateway.records.trace_types import RequestTrace
 
 _LABELS = {Party.GATEWAY: "gateway", Party.PREFILL: "P", Party.WIRE: "wire", Party.DECODE: "D"}
 _ORDER = {party: number for number, party in enumerate(Party)}

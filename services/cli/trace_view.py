@@ -8,8 +8,8 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
-from services.gateway.trace_parts import Part, Stage, moving_s, parts, prefill_steps
-from services.gateway.trace_types import FINISHED, RUNNING, RequestTrace, TraceSummary
+from services.gateway.records.trace_parts import Part, Stage, moving_s, parts, prefill_steps
+from services.gateway.records.trace_types import FINISHED, RUNNING, RequestTrace, TraceSummary
 from services.scheduling.balancer import Split
 from services.scheduling.placement import Placement
 

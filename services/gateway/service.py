@@ -24,24 +24,24 @@ from common.loop_lag import LoopLag
 from common.messages.control import Rejected
 from common.metrics import CONTENT_TYPE, Metrics
 from common.signals import stop_on_signals
-from services.gateway.app import build_app
-from services.gateway.completions import ApiSettings, Minted, ModelCard
-from services.gateway.dashboard import DashboardRoutes
-from services.gateway.dashboard_source import DashboardSource
-from services.gateway.http_server import ConnectionLimits, build_runner
-from services.gateway.instances import InstanceRoutes
-from services.gateway.key_file import KeyFile
-from services.gateway.mesh import MeshShell
-from services.gateway.metering import MeteringObserver, StageMeter, WorkerMeter
+from services.gateway.dashboard.routes import DashboardRoutes
+from services.gateway.dashboard.source import DashboardSource
+from services.gateway.http.key_file import KeyFile
+from services.gateway.http.open_files import allow_connections
+from services.gateway.http.responses import json_response
+from services.gateway.http.server import ConnectionLimits, build_runner
+from services.gateway.lane.text_lane import TextLane
+from services.gateway.mesh.shell import MeshShell
 from services.gateway.model_facts import context_length_of
-from services.gateway.observer import Observers
-from services.gateway.open_files import allow_connections
-from services.gateway.responses import json_response
-from services.gateway.settling import Settling
-from services.gateway.text_lane import TextLane
-from services.gateway.trace_routes import TraceRoutes
-from services.gateway.trace_types import RequestTrace
-from services.gateway.traces import Traces
+from services.gateway.operators.instances import InstanceRoutes
+from services.gateway.operators.traces import TraceRoutes
+from services.gateway.records.metering import MeteringObserver, StageMeter, WorkerMeter
+from services.gateway.records.observer import Observers
+from services.gateway.records.settling import Settling
+from services.gateway.records.trace_types import RequestTrace
+from services.gateway.records.traces import Traces
+from services.gateway.routes.app import build_app
+from services.gateway.routes.completions import ApiSettings, Minted, ModelCard
 from services.scheduling.lifecycle import Lifecycle, Limits
 from services.scheduling.membership import Membership
 from services.scheduling.output_lengths import load_predictor
@@ -220,7 +220,7 @@ def _export_of(tracing: TracingConfig) -> _Export | None:
     if tracing.otlp is None:
         return None
     try:
-        from services.gateway.open_telemetry import export_to
+        from services.gateway.records.open_telemetry import export_to
     except ImportError as error:
         raise ConfigError(
             f"tracing.otlp is {tracing.otlp!r}, and {error.name!r} is not installed: install the extra `tracing` "

@@ -12,10 +12,11 @@ from aiohttp.test_utils import TestServer
 
 from common.clock import SystemClock
 from common.ids import InstanceId
-from services.gateway import dashboard_source, history
-from services.gateway.admission import require_keys
-from services.gateway.dashboard import DashboardRoutes
-from services.gateway.dashboard_types import DashboardState
+from services.gateway.dashboard import history
+from services.gateway.dashboard import source as dashboard_source
+from services.gateway.dashboard.routes import DashboardRoutes
+from services.gateway.dashboard.types import DashboardState
+from services.gateway.http.admission import require_keys
 from tests.mesh.chromium import MISSING, Page, find_chromium, open_page, running_chromium
 from tests.mesh.inprocess import in_process_mesh, mesh_config
 from tests.unit.gateway.test_dashboard import STATE

@@ -18,8 +18,8 @@ from common.costs.models import DecodeStepCost, InstanceCosts, MixedStepCost, Pr
 from common.ids import InstanceId
 from services.cli.trace import show_trace, show_traces
 from services.engine.runner import Runner
-from services.gateway.trace_parts import Stage, parts
-from services.gateway.trace_types import RequestTrace, TraceList
+from services.gateway.records.trace_parts import Stage, parts
+from services.gateway.records.trace_types import RequestTrace, TraceList
 from services.scheduling.profile import Origin, Profile, Subject, encode_profile
 from tests.mesh.inprocess import InProcessMesh, deterministic, in_process_mesh, mesh_config
 from transfer.backends.inproc import InprocBackend, InprocFaults
@@ -246,7 +246,7 @@ PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 async def test_a_collector_is_sent_one_trace_of_all_parties_under_the_clients(
     deterministic_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.gateway.open_telemetry._LAST_WORDS_S", 20.0)
+    monkeypatch.setattr("services.gateway.records.open_telemetry._LAST_WORDS_S", 20.0)
     bodies: list[bytes] = []
 
     async def collect(http: web.Request) -> web.Response:

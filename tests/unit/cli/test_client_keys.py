@@ -11,7 +11,7 @@ from common.errors import ConfigError
 from services.cli.client_keys import add_client_key, revoke_client_key
 from services.cli.gateway_client import Gateway
 from services.cli.main import app
-from services.gateway.key_file import KeyFile
+from services.gateway.http.key_file import KeyFile
 
 RUN = CliRunner()
 

@@ -19,7 +19,7 @@ from services.cli.gateway_client import NoMesh
 from services.cli.main import app
 from services.cli.trace import FileNotWritten, NoTrace, show_trace, show_traces, write_perfetto
 from services.cli.trace_view import Leg, headline, legs, parts_table, why_nothing_is_predicted
-from services.gateway.trace_types import LandedKV, RequestTrace, TraceList, WholeTraces, summary_of
+from services.gateway.records.trace_types import LandedKV, RequestTrace, TraceList, WholeTraces, summary_of
 from services.scheduling.balancer import Split
 from services.scheduling.placement import Candidate, Placement
 

@@ -9,9 +9,9 @@ import msgspec
 from common.errors import Failure, FailureKind
 from common.ids import InstanceId, RequestId
 from services.cli.trace_perfetto import perfetto_file
-from services.gateway.trace_types import RequestTrace
+from services.gateway.records.trace_types import RequestTrace
 from services.scheduling.placement import Placement
-from tests.unit.gateway.test_trace_parts import TRACE
+from tests.unit.gateway.records.test_trace_parts import TRACE
 
 LATER = msgspec.structs.replace(
     TRACE,

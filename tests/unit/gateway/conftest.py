@@ -17,13 +17,13 @@ from tokenizers import decoders, models, pre_tokenizers
 from common.clock import ManualClock
 from common.errors import Failure
 from common.ids import RequestId
-from services.gateway.admission import KeyRing
-from services.gateway.app import build_app
-from services.gateway.completions import ApiSettings, Minted, ModelCard
-from services.gateway.http_server import ConnectionLimits, build_runner
-from services.gateway.openai_types import Usage
+from services.gateway.http.admission import KeyRing
+from services.gateway.http.server import ConnectionLimits, build_runner
+from services.gateway.lane.text_lane import TextLane
+from services.gateway.openai.types import Usage
+from services.gateway.routes.app import build_app
+from services.gateway.routes.completions import ApiSettings, Minted, ModelCard
 from services.gateway.testing import Script, ScriptedMesh
-from services.gateway.text_lane import TextLane
 from services.text.chat_template import ChatTemplate
 from services.text.detokenizer import Detokenizer
 from services.text.tokenizer import Tokenizer, TokenizerSettings

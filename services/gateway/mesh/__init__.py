@@ -1,0 +1,1 @@
+"""The mesh half of the gateway: instances join, are asked and are lost; decisions are performed."""

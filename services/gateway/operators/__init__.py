@@ -1,0 +1,1 @@
+"""What operators ask over HTTP: the instances and the traces (`pdmesh status`, `drain`, `profile`, `trace`)."""
