@@ -9,7 +9,7 @@ import typer
 
 from common.errors import PdmeshError
 from common.messages.control import Role
-from services.cli.bench_commands import bench_app
+from services.cli.bench.commands import bench_app
 from services.cli.keys import keys_app
 from services.cli.outcome import ExitCode, report
 

@@ -11,20 +11,20 @@ from common.errors import ConfigError, PdmeshError
 from services.cli.outcome import ExitCode
 from services.cli.plan_progress import shown_progress
 from services.cli.report_file import check_writable, write_rows
-from services.planner.evaluate import Effort, Evaluation, evaluate, ranked
-from services.planner.explain import explanation
-from services.planner.mesh_comments import mesh_comments
-from services.planner.mesh_file import hosts_of, mesh_of, mesh_text
-from services.planner.pareto import SCALES, FrontPoint, front, limits_of
-from services.planner.pareto_plot import plot_front
+from services.planner.files.mesh_comments import mesh_comments
+from services.planner.files.mesh_file import hosts_of, mesh_of, mesh_text
+from services.planner.files.plan_file import load_plan_file
+from services.planner.measuring.plot import require_plots
 from services.planner.plan import Plan
-from services.planner.plan_file import load_plan_file
-from services.planner.plan_rows import Row, front_rows, group_rows, left_out_rows, plan_row, summary_of
-from services.planner.plan_table import plans_table
-from services.planner.plan_words import NEEDS_RANKS, facts_lines
 from services.planner.planning import Planned, best_plan, planned, with_wishes
-from services.planner.plot import require_plots
+from services.planner.report.explain import explanation
+from services.planner.report.pareto_plot import plot_front
+from services.planner.report.plan_rows import Row, front_rows, group_rows, left_out_rows, plan_row, summary_of
+from services.planner.report.plan_table import plans_table
+from services.planner.report.plan_words import NEEDS_RANKS, facts_lines
 from services.planner.request import Objective, PlanRequest
+from services.planner.search.pareto import SCALES, FrontPoint, front, limits_of
+from services.planner.trials.evaluate import Effort, Evaluation, evaluate, ranked
 
 _TABLE_COLUMNS = 120
 """Where there are fewer, rich would leave out the last columns: better that a terminal folds the lines."""

@@ -6,9 +6,9 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from services.simulator.report import Report
-from services.simulator.sweep import Serve
-from services.simulator.system import System, serve
+from services.simulator.runs.report import Report
+from services.simulator.runs.sweep import Serve
+from services.simulator.runs.system import System, serve
 from services.simulator.workload.requests import Workload
 
 

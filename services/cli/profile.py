@@ -17,12 +17,12 @@ from common.costs.step import Step
 from common.errors import ConfigError
 from common.messages.operator import InstanceInfo
 from services.cli.outcome import ExitCode
-from services.planner.client import MeshClient
 from services.planner.errors import PlannerError
-from services.planner.measuring import Survey, limits_of, measure_points, profile_of, unrest
-from services.planner.plot import plot_profile, require_plots
-from services.scheduling.profile import Profile, encode_profile
-from services.scheduling.profile_grid import FULL, QUICK, grid_steps
+from services.planner.measuring.client import MeshClient
+from services.planner.measuring.plot import plot_profile, require_plots
+from services.planner.measuring.profiling import Survey, limits_of, measure_points, profile_of, unrest
+from services.scheduling.profiles.profile import Profile, encode_profile
+from services.scheduling.profiles.profile_grid import FULL, QUICK, grid_steps
 
 ALL: Final = "all"
 

@@ -14,12 +14,12 @@ from common.errors import ConfigError
 from services.cli.outcome import ExitCode
 from services.cli.report_file import check_writable, write_rows
 from services.cli.simulate_tables import facts_lines, instances_table, runs_table, tuning_table
-from services.simulator.cluster_file import load_cluster_file
-from services.simulator.plot import plot_runs, require_plots
-from services.simulator.report import Report
-from services.simulator.rows import Row, Run, instance_rows, run_row, summary_of, trial_rows
-from services.simulator.sweep import Serve, Tuned, arriving_at, max_throughput, over_rates, tuned
-from services.simulator.system import System, serve
+from services.simulator.cluster.file import load_cluster_file
+from services.simulator.runs.plot import plot_runs, require_plots
+from services.simulator.runs.report import Report
+from services.simulator.runs.rows import Row, Run, instance_rows, run_row, summary_of, trial_rows
+from services.simulator.runs.sweep import Serve, Tuned, arriving_at, max_throughput, over_rates, tuned
+from services.simulator.runs.system import System, serve
 from services.simulator.workload.arrivals import as_recorded
 from services.simulator.workload.errors import WorkloadError
 from services.simulator.workload.requests import Workload

@@ -6,8 +6,8 @@ from types import MappingProxyType
 from rich import box
 from rich.table import Table
 
-from services.simulator.cluster_file import ClusterFile
-from services.simulator.rows import Row
+from services.simulator.cluster.file import ClusterFile
+from services.simulator.runs.rows import Row
 from services.simulator.workload.requests import Workload
 from services.simulator.workload.statistics import LengthStatistics, statistics
 

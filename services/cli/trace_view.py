@@ -10,8 +10,8 @@ from rich.text import Text
 
 from services.gateway.records.trace_parts import Part, Stage, moving_s, parts, prefill_steps
 from services.gateway.records.trace_types import FINISHED, RUNNING, RequestTrace, TraceSummary
-from services.scheduling.balancer import Split
 from services.scheduling.placement import Placement
+from services.scheduling.policies.balancer import Split
 
 _NOTHING: Final = "-"
 _WORDS: Final = {

@@ -52,8 +52,8 @@ from services.engine.api import (
     TokensSampled,
 )
 from services.engine.guide import Grammar
-from services.engine.measuring import answer_measure
-from services.engine.prefix_journal import PrefixJournal
+from services.engine.kv.prefix_journal import PrefixJournal
+from services.engine.measuring.answer import answer_measure
 from services.engine.thread import EngineThread
 from transfer.errors import TransferError
 from transfer.sink import KVSink

@@ -15,8 +15,8 @@ from common.signals import stop_on_signals
 from services.decode.grammars import Grammars
 from services.decode.jobs import DecodeJobs
 from services.engine.build import build_instance_runner, decode_limits, prepare_process
-from services.engine.costs import costs_at_start
-from services.engine.facts import device_facts
+from services.engine.measuring.costs import costs_at_start
+from services.engine.measuring.facts import device_facts
 from services.engine.runner import Runner
 from services.engine.thread import EngineThread
 from services.engine.worker import Worker

@@ -11,11 +11,11 @@ from common.config.sizes import parse_size
 from common.config.types import DType, InstanceConfig
 from common.errors import ModelError
 from common.model_store import cache_root, fingerprint
-from services.engine.deterministic import DeterministicRunner, deterministic_layout
-from services.engine.deterministic_model import MODEL_TYPE, VOCAB_SIZE
-from services.engine.device import check_this_process, torch_device
-from services.engine.paged_kv import num_blocks_for
+from services.engine.kv.paged_kv import num_blocks_for
+from services.engine.model.device import check_this_process, torch_device
 from services.engine.runner import Runner
+from services.engine.twin.deterministic import DeterministicRunner, deterministic_layout
+from services.engine.twin.deterministic_model import MODEL_TYPE, VOCAB_SIZE
 from services.scheduling.continuous import BatchLimits
 
 _log = logging.getLogger(__name__)
@@ -47,11 +47,11 @@ def prepare_process(instance: InstanceConfig) -> None:
 
 def _torch_runner(instance: InstanceConfig, dtype: DType, folder: Path, kv_memory_bytes: int) -> Runner:
     # Imported here: transformers takes seconds, and the deterministic model does without it.
-    from services.engine.attention import ATTENTION_NAME, register_attention
     from services.engine.loading.load import load_model
+    from services.engine.model.attention import ATTENTION_NAME, register_attention
+    from services.engine.model.torch_runner import build_runner
     from services.engine.native.kernels import Kernels
-    from services.engine.sampling import Sampler
-    from services.engine.torch_runner import build_runner
+    from services.engine.sampling.sampling import Sampler
 
     register_attention()
     device = torch_device(instance.device)

@@ -29,10 +29,10 @@ from services.engine.api import (
     PrefixFound,
     TokensSampled,
 )
+from services.engine.kv.pool import BlockPool
+from services.engine.kv.prefix_cache import PrefixCache, PrefixChanges
 from services.engine.load import load_of
-from services.engine.measure import MeasurementRefused, StepMeter, Timed
-from services.engine.pool import BlockPool
-from services.engine.prefix_cache import PrefixCache, PrefixChanges
+from services.engine.measuring.measure import MeasurementRefused, StepMeter, Timed
 from services.engine.runner import Runner, Sampled, StepItem
 from services.engine.sequence import Sequence, step_of
 from services.engine.servable import unservable

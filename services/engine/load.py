@@ -3,7 +3,7 @@
 from collections.abc import Collection
 
 from services.engine.api import EngineLoad
-from services.engine.pool import BlockPool
+from services.engine.kv.pool import BlockPool
 from services.engine.sequence import Sequence
 from services.scheduling.continuous import Phase
 

@@ -10,7 +10,7 @@ from common.kv.layout import KVLayout
 from common.messages.sampling import SamplingParams, TokenLogprobs
 
 if TYPE_CHECKING:
-    from services.engine.paged_kv import PagedKV
+    from services.engine.kv.paged_kv import PagedKV
 
 
 class SampleRequest(msgspec.Struct, frozen=True):

@@ -15,11 +15,11 @@ from common.errors import PdmeshError
 from common.ids import RequestId
 from services.engine.api import EngineEvent, EngineLoad, Job
 from services.engine.core import EngineCore
-from services.engine.measure import MeasurementRefused
+from services.engine.measuring.measure import MeasurementRefused
+from services.engine.measuring.slowdown import Slowdown
 from services.engine.runner import Runner
-from services.engine.slowdown import Slowdown
 from services.scheduling.continuous import BatchLimits
-from services.scheduling.correction import Correction
+from services.scheduling.profiles.correction import Correction
 
 _log = logging.getLogger(__name__)
 

@@ -42,10 +42,10 @@ from services.gateway.records.trace_types import RequestTrace
 from services.gateway.records.traces import Traces
 from services.gateway.routes.app import build_app
 from services.gateway.routes.completions import ApiSettings, Minted, ModelCard
-from services.scheduling.lifecycle import Lifecycle, Limits
-from services.scheduling.membership import Membership
-from services.scheduling.output_lengths import load_predictor
-from services.scheduling.policies import load_policy
+from services.scheduling.ledgers.output_lengths import load_predictor
+from services.scheduling.lifecycle.lifecycle import Lifecycle, Limits
+from services.scheduling.membership.membership import Membership
+from services.scheduling.policies.registry import load_policy
 from services.text.chat_template import ChatTemplate
 from services.text.tokenizer import Tokenizer
 

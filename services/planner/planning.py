@@ -5,14 +5,14 @@ from collections.abc import Iterable, Mapping
 import msgspec
 
 from common.errors import ConfigError
+from services.planner.closed_forms.options import Options, make_options
 from services.planner.errors import PlanError
-from services.planner.options import Options, make_options
 from services.planner.plan import Plan, Serving
-from services.planner.plan_words import in_words, wanted_in_words
-from services.planner.problem import Problem
-from services.planner.pruning import Pruned
+from services.planner.report.plan_words import in_words, wanted_in_words
 from services.planner.request import Misfit, Objective, PlanRequest
-from services.planner.search import Found, best
+from services.planner.search.problem import Problem
+from services.planner.search.pruning import Pruned
+from services.planner.search.search import Found, best
 
 
 class Planned(msgspec.Struct, frozen=True):

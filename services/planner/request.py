@@ -6,10 +6,10 @@ from enum import StrEnum
 import msgspec
 
 from common.config.types import InstanceConfig
+from services.simulator.cluster.instance_facts import InstanceFacts
+from services.simulator.cluster.served_model import ServedModel
 from services.simulator.hardware.strategy import Strategy
-from services.simulator.instance_facts import InstanceFacts
 from services.simulator.links import LinkSpec
-from services.simulator.served_model import ServedModel
 from services.simulator.workload.requests import Workload
 
 

@@ -45,8 +45,8 @@ from services.engine.api import (
     PrefixFound,
     TokensSampled,
 )
-from services.engine.measuring import answer_measure
-from services.engine.prefix_journal import PrefixJournal
+from services.engine.kv.prefix_journal import PrefixJournal
+from services.engine.measuring.answer import answer_measure
 from services.engine.thread import EngineThread
 from transfer.errors import TransferError
 from transfer.offer import Offer

@@ -13,8 +13,8 @@ from common.ids import Generation
 from common.messages.control import Register, Role
 from common.signals import stop_on_signals
 from services.engine.build import build_instance_runner, prefill_limits, prepare_process
-from services.engine.costs import costs_at_start
-from services.engine.facts import device_facts
+from services.engine.measuring.costs import costs_at_start
+from services.engine.measuring.facts import device_facts
 from services.engine.runner import Runner
 from services.engine.thread import EngineThread
 from services.engine.worker import Worker

@@ -10,7 +10,7 @@
    rest evenly, so that a long prompt never holds up a short one for more than a step.
 
 The rules are `grow`, `admit` and `share_budget`, which `decide` composes.  The simulator calls the same three on sums
-instead of views of all sequences (services.simulator.engine), which is what makes it fast.
+instead of views of all sequences (services.simulator.engine.engine), which is what makes it fast.
 """
 
 from collections.abc import Iterable, Sequence

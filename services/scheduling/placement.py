@@ -3,7 +3,7 @@
 import msgspec
 
 from common.ids import InstanceId
-from services.scheduling.balancer import Split
+from services.scheduling.policies.balancer import Split
 
 
 class Candidate(msgspec.Struct, frozen=True):

@@ -4,9 +4,9 @@ from typing import Final, cast
 
 from common.ids import RequestId
 from common.messages.sampling import SamplingParams
-from services.scheduling.output_lengths import Oracle, OutputLengths, load_predictor
+from services.scheduling.ledgers.output_lengths import Oracle, OutputLengths, load_predictor
 from services.scheduling.request import RequestSpec
-from services.simulator.engine_events import SimulationError
+from services.simulator.engine.events import SimulationError
 from services.simulator.workload.requests import Workload
 
 ORACLE: Final = "oracle"

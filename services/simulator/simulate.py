@@ -2,10 +2,10 @@
 
 from collections.abc import Callable
 
-from services.scheduling.output_lengths import OutputLengths
-from services.scheduling.routing import PlacementPolicy
-from services.simulator.cluster import Cluster
-from services.simulator.report import Report, make_report
+from services.scheduling.ledgers.output_lengths import OutputLengths
+from services.scheduling.policies.routing import PlacementPolicy
+from services.simulator.cluster.cluster import Cluster
+from services.simulator.runs.report import Report, make_report
 from services.simulator.simulation import Simulation
 from services.simulator.workload.requests import Workload
 

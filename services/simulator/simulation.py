@@ -11,14 +11,14 @@ from enum import IntEnum
 from common.errors import Failure
 from common.ids import Generation, InstanceId, TransferId
 from common.messages.control import LinkFigures, LinkMeasured, Register, Role, RunDecode, RunPrefill
-from services.scheduling.lifecycle import Lifecycle, Limits
-from services.scheduling.lifecycle_events import Arrived, Fail, LifecycleEffect, LifecycleEvent, Place, Send
-from services.scheduling.members import MemberJoined
-from services.scheduling.output_lengths import OutputLengths
-from services.scheduling.routing import PlacementPolicy
+from services.scheduling.ledgers.output_lengths import OutputLengths
+from services.scheduling.lifecycle.events import Arrived, Fail, LifecycleEffect, LifecycleEvent, Place, Send
+from services.scheduling.lifecycle.lifecycle import Lifecycle, Limits
+from services.scheduling.membership.members import MemberJoined
+from services.scheduling.policies.routing import PlacementPolicy
 from services.simulator.clients import Clients
-from services.simulator.cluster import Cluster, SimulatedInstance
-from services.simulator.engine_events import SimulationError
+from services.simulator.cluster.cluster import Cluster, SimulatedInstance
+from services.simulator.engine.events import SimulationError
 from services.simulator.gaps import GapHistogram
 from services.simulator.records import RequestRecord
 from services.simulator.workers import SimulatedDecode, SimulatedPrefill, SimulatedWorker

@@ -17,9 +17,9 @@ from common.messages.control import (
     TokensEmitted,
 )
 from services.scheduling.continuous import BatchLimits
-from services.simulator.cluster import Cluster, SimulatedInstance
-from services.simulator.engine import SimulatedEngine
-from services.simulator.engine_events import (
+from services.simulator.cluster.cluster import Cluster, SimulatedInstance
+from services.simulator.engine.engine import SimulatedEngine
+from services.simulator.engine.events import (
     BlocksReserved,
     Finished,
     FirstToken,
@@ -30,7 +30,7 @@ from services.simulator.engine_events import (
     SimulationError,
 )
 from services.simulator.links import SimulatedLink
-from services.simulator.pipeline import PipelineEngine
+from services.simulator.pipeline.pipeline import PipelineEngine
 
 _GENERATION = Generation(1)
 _NEVER = float("inf")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from services.engine.deterministic_model import write_deterministic_model
+from services.engine.twin.deterministic_model import write_deterministic_model
 
 
 @pytest.fixture(scope="session")

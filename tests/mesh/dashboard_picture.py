@@ -15,8 +15,8 @@ import msgspec
 
 from common.config.types import InstanceConfig
 from common.ids import InstanceId
-from services.engine.deterministic_model import write_deterministic_model
 from services.engine.runner import Runner
+from services.engine.twin.deterministic_model import write_deterministic_model
 from tests.mesh.chromium import open_page, running_chromium
 from tests.mesh.inprocess import InProcessMesh, deterministic, in_process_mesh, mesh_config
 

@@ -16,8 +16,8 @@ from common.kv.layout import KVOrder
 from common.messages.control import Load, Role
 from common.tasks import TaskScope
 from services.decode.service import DecodeService
-from services.engine.deterministic import DeterministicRunner, deterministic_layout
 from services.engine.runner import Runner
+from services.engine.twin.deterministic import DeterministicRunner, deterministic_layout
 from services.gateway.service import GatewayService
 from services.prefill.service import PrefillService
 from transfer.backends.base import Backend

@@ -20,8 +20,8 @@ import pytest
 from common.config.types import InstanceConfig, MeshConfig
 from common.kv.layout import KVOrder
 from common.messages.control import Role
-from services.engine.deterministic import DeterministicRunner, deterministic_layout
 from services.engine.runner import Runner, Sampled, StepItem
+from services.engine.twin.deterministic import DeterministicRunner, deterministic_layout
 from tests.mesh.inprocess import InProcessMesh, in_process_mesh, mesh_config
 from transfer.backends.base import Backend
 from transfer.backends.inproc import InprocBackend, InprocFaults

@@ -19,7 +19,7 @@ from services.gateway.dashboard.types import DashboardState
 from services.gateway.http.admission import require_keys
 from tests.mesh.chromium import MISSING, Page, find_chromium, open_page, running_chromium
 from tests.mesh.inprocess import in_process_mesh, mesh_config
-from tests.unit.gateway.test_dashboard import STATE
+from tests.unit.gateway.dashboard.test_dashboard import STATE
 
 pytestmark = pytest.mark.skipif(find_chromium() is None, reason=MISSING)
 

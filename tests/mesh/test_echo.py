@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from common.config.types import InstanceConfig
+from services.engine.model.torch_runner import build_runner
 from services.engine.runner import Runner
-from services.engine.sampling import Sampler
-from services.engine.torch_runner import build_runner
+from services.engine.sampling.sampling import Sampler
 from services.text.tokenizer import Tokenizer
 from tests.mesh.inprocess import InProcessMesh, in_process_mesh, mesh_config
 from tests.unit.engine.tiny_models import make_model

@@ -16,7 +16,7 @@ from common.config.types import EmulateConfig, GatewayConfig, InstanceConfig, Me
 from common.ids import InstanceId
 from common.kv.layout import KVOrder
 from common.messages.control import Role
-from services.cli.bench_mesh import MeshFlags, run_bench_mesh
+from services.cli.bench.mesh import MeshFlags, run_bench_mesh
 from services.cli.outcome import ExitCode
 from services.cli.plan import PlanFlags, run_plan
 from services.cli.profile import ProfileFlags, run_profile

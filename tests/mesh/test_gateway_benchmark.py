@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from services.cli.bench_gateway import GatewayFlags, run_gateway
+from services.cli.bench.gateway import GatewayFlags, run_gateway
 from services.cli.outcome import ExitCode
 
 ENVIRON = {name: value for name, value in os.environ.items() if not name.startswith("PDMESH_")}

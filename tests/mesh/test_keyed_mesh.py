@@ -15,7 +15,7 @@ from services.cli.links import fetch_links
 from services.cli.status import fetch_standing
 from services.cli.trace import show_traces
 from services.launch.readiness import missing_reason, not_ready_reason
-from services.planner.client import MeshClient
+from services.planner.measuring.client import MeshClient
 from tests.mesh.inprocess import in_process_mesh, mesh_config
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from common.config.types import InstanceConfig
 from common.ids import InstanceId
 from common.messages.control import Role
-from services.engine.deterministic import DeterministicRunner, deterministic_layout
 from services.engine.runner import Runner, Sampled, StepItem
+from services.engine.twin.deterministic import DeterministicRunner, deterministic_layout
 from tests.mesh.inprocess import deterministic, in_process_mesh, mesh_config
 
 PROMPT = "a prompt whose first layer must reach the other side before its second one is computed"

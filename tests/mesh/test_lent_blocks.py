@@ -11,8 +11,8 @@ import torch
 
 from common.config.types import InstanceConfig
 from common.ids import InstanceId
-from services.engine.deterministic import DeterministicRunner, deterministic_layout
 from services.engine.runner import Runner
+from services.engine.twin.deterministic import DeterministicRunner, deterministic_layout
 from tests.mesh.inprocess import in_process_mesh, mesh_config
 from transfer.backends.base import Backend
 from transfer.backends.inproc import InprocBackend

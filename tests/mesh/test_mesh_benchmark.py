@@ -10,9 +10,9 @@ import yaml
 from common.costs.models import DecodeStepCost, InstanceCosts, MixedStepCost, PrefillCost
 from common.errors import ConfigError
 from services.bench.load.stream import LoadError
-from services.cli.bench_mesh import MeshFlags, run_bench_mesh
+from services.cli.bench.mesh import MeshFlags, run_bench_mesh
 from services.cli.outcome import ExitCode
-from services.scheduling.profile import Origin, Profile, ProfileError, Subject, encode_profile
+from services.scheduling.profiles.profile import Origin, Profile, ProfileError, Subject, encode_profile
 
 COSTS = InstanceCosts(
     PrefillCost(0.001, 1e-5), MixedStepCost(0.001, 1e-5, 1e-8, 1e-8), DecodeStepCost(0.001, 1e-5, 1e-8)

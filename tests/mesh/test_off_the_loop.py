@@ -18,8 +18,8 @@ import transformers
 
 from common.config.types import InstanceConfig
 from services.engine.build import build_instance_runner
-from services.engine.deterministic_model import VOCAB_SIZE, write_deterministic_model
 from services.engine.runner import Runner, Sampled, StepItem
+from services.engine.twin.deterministic_model import VOCAB_SIZE, write_deterministic_model
 from services.text.chat_template import ChatTemplate
 from services.text.tokenizer import Tokenizer
 from tests.mesh.inprocess import InProcessMesh, in_process_mesh, mesh_config
@@ -30,7 +30,7 @@ FOREIGN = frozenset({"torch", "transformers", "tokenizers", "jinja2"})
 """Libraries whose code has no business on the loop once all is loaded."""
 OURS = ("services.text.", "services.engine.")
 LOOP_SIDE = frozenset(
-    {"services.engine.api", "services.engine.thread", "services.engine.worker", "services.engine.prefix_journal"}
+    {"services.engine.api", "services.engine.thread", "services.engine.worker", "services.engine.kv.prefix_journal"}
 )
 """What of the engine belongs on the loop: its jobs, its events, and the hand over to its thread."""
 

@@ -6,7 +6,7 @@ import pytest
 
 from services.bench.parity.questions import QUESTIONS
 from services.bench.parity.run import ask_everything
-from services.cli.bench_parity import parity_mesh
+from services.cli.bench.parity import parity_mesh
 from tests.mesh.processes import processes
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]

@@ -9,7 +9,7 @@ import pytest
 
 from common.config.types import MeshConfig
 from common.costs.models import DecodeStepCost, InstanceCosts, MixedStepCost, PrefillCost
-from services.scheduling.profile import Origin, Profile, Subject, encode_profile
+from services.scheduling.profiles.profile import Origin, Profile, Subject, encode_profile
 from tests.mesh.inprocess import Answer, InProcessMesh, in_process_mesh, mesh_config
 from tests.mesh.processes import Processes, processes
 

@@ -15,7 +15,7 @@ from common.ids import InstanceId
 from common.messages.operator import InstanceInfo, InstanceList
 from services.cli.outcome import ExitCode
 from services.cli.profile import ProfileFlags, run_profile
-from services.scheduling.profile import Profile, Subject, decode_profile, encode_profile
+from services.scheduling.profiles.profile import Profile, Subject, decode_profile, encode_profile
 from tests.mesh.inprocess import InProcessMesh, deterministic, in_process_mesh, mesh_config
 
 

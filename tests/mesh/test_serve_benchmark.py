@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import ConfigError
-from services.cli.bench_serve import ServeFlags, command_of, run_bench_serve
+from services.cli.bench.serve import ServeFlags, command_of, run_bench_serve
 from services.cli.outcome import ExitCode
 
 ENVIRON = {name: value for name, value in os.environ.items() if not name.startswith("PDMESH_")}

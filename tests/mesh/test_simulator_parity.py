@@ -12,16 +12,16 @@ from common.config.types import InstanceConfig, MeshConfig
 from common.costs.models import DecodeStepCost, InstanceCosts, MixedStepCost, PrefillCost
 from common.ids import RequestId
 from common.messages.control import LinkMeasured, Register, Role
-from services.scheduling.lifecycle import Lifecycle
-from services.scheduling.lifecycle_events import Arrived, Finish, LifecycleEffect, LifecycleEvent, Place
-from services.scheduling.members import MemberJoined
+from services.scheduling.lifecycle.events import Arrived, Finish, LifecycleEffect, LifecycleEvent, Place
+from services.scheduling.lifecycle.lifecycle import Lifecycle
+from services.scheduling.membership.members import MemberJoined
 from services.scheduling.placement import Placement
-from services.scheduling.policies import load_policy
-from services.scheduling.profile import Origin, Profile, Subject, encode_profile
-from services.simulator.cluster import Cluster, SimulatedInstance
+from services.scheduling.policies.registry import load_policy
+from services.scheduling.profiles.profile import Origin, Profile, Subject, encode_profile
+from services.simulator.cluster.cluster import Cluster, SimulatedInstance
+from services.simulator.engine.timing import DecodeLine, StepTimer
 from services.simulator.links import LinkSpec
 from services.simulator.simulation import Simulation
-from services.simulator.timing import DecodeLine, StepTimer
 from services.simulator.workload.requests import TracedRequest, Workload
 from tests.mesh.inprocess import InProcessMesh, in_process_mesh, mesh_config
 

@@ -13,8 +13,8 @@ from openai import AsyncOpenAI
 from pydantic import BaseModel, Field
 
 from common.config.types import InstanceConfig
-from services.engine.deterministic import DeterministicRunner, deterministic_layout
 from services.engine.runner import Runner
+from services.engine.twin.deterministic import DeterministicRunner, deterministic_layout
 from tests.mesh.inprocess import in_process_mesh, mesh_config
 
 MODEL = "smollm2"

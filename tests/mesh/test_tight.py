@@ -10,8 +10,8 @@ import msgspec
 from common.config.types import InstanceConfig, MeshConfig
 from common.ids import InstanceId
 from common.messages.control import Role
-from services.engine.deterministic import DeterministicRunner, deterministic_layout
 from services.engine.runner import Runner
+from services.engine.twin.deterministic import DeterministicRunner, deterministic_layout
 from tests.mesh.inprocess import deterministic, in_process_mesh, mesh_config
 
 PROMPT = "thirty-three letters, or nine of its blocks"[:33]

@@ -20,7 +20,7 @@ from services.cli.trace import show_trace, show_traces
 from services.engine.runner import Runner
 from services.gateway.records.trace_parts import Stage, parts
 from services.gateway.records.trace_types import RequestTrace, TraceList
-from services.scheduling.profile import Origin, Profile, Subject, encode_profile
+from services.scheduling.profiles.profile import Origin, Profile, Subject, encode_profile
 from tests.mesh.inprocess import InProcessMesh, deterministic, in_process_mesh, mesh_config
 from transfer.backends.inproc import InprocBackend, InprocFaults
 

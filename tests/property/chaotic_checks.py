@@ -1,7 +1,7 @@
 """What holds of a chaotic mesh after every event, and at the end."""
 
-from services.scheduling.lifecycle_events import Holdings
-from services.scheduling.work_ledger import Work
+from services.scheduling.ledgers.work_ledger import Work
+from services.scheduling.lifecycle.events import Holdings
 from tests.property.chaotic_mesh import PROMPT, ChaoticMesh, Client, WatchedFixed
 from tests.property.honest_workers import DECODES, LIMITS, MAX_TOKENS, PREFILLS
 

@@ -23,10 +23,7 @@ from common.messages.control import (
     TokensEmitted,
 )
 from common.messages.sampling import SamplingParams
-from services.scheduling.capacity import CapacityPolicy
-from services.scheduling.fixed import FixedPolicy
-from services.scheduling.lifecycle import Lifecycle
-from services.scheduling.lifecycle_events import (
+from services.scheduling.lifecycle.events import (
     Arrived,
     ClientGone,
     Deliver,
@@ -36,10 +33,13 @@ from services.scheduling.lifecycle_events import (
     Place,
     Send,
 )
-from services.scheduling.members import LossReason, MemberJoined, MemberLost
+from services.scheduling.lifecycle.lifecycle import Lifecycle
+from services.scheduling.membership.members import LossReason, MemberJoined, MemberLost
 from services.scheduling.placement import Placement
+from services.scheduling.policies.capacity import CapacityPolicy
+from services.scheduling.policies.fixed import FixedPolicy
+from services.scheduling.policies.routing import MeshView
 from services.scheduling.request import RequestSpec
-from services.scheduling.routing import MeshView
 from services.scheduling.tick import Tick
 from tests.property.honest_workers import (
     DECODES,

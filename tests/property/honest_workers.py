@@ -21,7 +21,7 @@ from common.messages.control import (
     RunPrefill,
     TokensEmitted,
 )
-from services.scheduling.lifecycle import Limits
+from services.scheduling.lifecycle.lifecycle import Limits
 
 LAYOUT = KVLayout("tiny", KVDType.FLOAT32, 2, KVOrder.NHD, Interval(0, 2), Interval(0, 3), 8)
 # P helps with a short prompt where it is free, and is not worth waiting for where it is not.

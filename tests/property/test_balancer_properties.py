@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 from common.costs.models import DecodeStepCost, MixedStepCost, PrefillCost
 from common.costs.shape import StepShape
-from services.scheduling.balancer import Balance, Pair, SplitTask, choose_split, without_prefill
-from services.scheduling.stage_times import (
+from services.scheduling.policies.balancer import Balance, Pair, SplitTask, choose_split, without_prefill
+from services.scheduling.profiles.stage_times import (
     BusyPrefill,
     DecodeLoad,
     DecodeStage,

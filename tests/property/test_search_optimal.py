@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from scipy.optimize import linprog
 
 from common.messages.control import Role
-from services.planner.capacity import ceilings, cronus_rps, rate_rps
+from services.planner.closed_forms.capacity import ceilings, cronus_rps, rate_rps
 from services.planner.plan import Group, Option, Plan, Serving
-from services.planner.problem import Problem, uses_of
-from services.planner.search import best
+from services.planner.search.problem import Problem, uses_of
+from services.planner.search.search import best
 from services.simulator.hardware.strategy import Strategy
 
 SEEDS = range(200)

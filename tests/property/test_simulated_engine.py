@@ -10,21 +10,21 @@ from simulated_case import Gaps, bounds, room
 
 import services.engine.core
 import services.scheduling.continuous
-import services.simulator.engine_core
+import services.simulator.engine.core
 from common.ids import RequestId
 from common.messages.sampling import SamplingParams
 from services.engine.api import BlocksReserved, DecodeJob, EngineEvent, EngineLoad, PrefillJob, TokensSampled
 from services.engine.core import EngineCore
-from services.engine.deterministic import DeterministicRunner, deterministic_layout
+from services.engine.twin.deterministic import DeterministicRunner, deterministic_layout
 from services.scheduling.continuous import BatchLimits, StepPlan, Work
-from services.simulator import engine_events as simulated
-from services.simulator.engine import SimulatedEngine
-from services.simulator.timing import DecodeLine, StepTimer
+from services.simulator.engine import events as simulated
+from services.simulator.engine.engine import SimulatedEngine
+from services.simulator.engine.timing import DecodeLine, StepTimer
 
 
 @pytest.mark.parametrize("rule", ["admit", "grow", "share_budget"])
 def test_live_and_simulated_decisions_are_the_same_functions(rule: str) -> None:
-    of_simulator = vars(services.simulator.engine_core)[rule]
+    of_simulator = vars(services.simulator.engine.core)[rule]
     assert of_simulator is vars(services.scheduling.continuous)[rule]
     # What `decide` calls is looked up where it was defined, and `decide` is what the live engine calls.
     decide = vars(services.engine.core)["decide"]

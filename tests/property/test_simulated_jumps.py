@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from simulated_case import Gaps, bounds, room
 
 from services.scheduling.continuous import BatchLimits
-from services.simulator.engine import SimulatedEngine
-from services.simulator.engine_events import BlocksReserved, EngineEvent, SimulatedLoad
-from services.simulator.engine_records import EngineCounters
-from services.simulator.timing import DecodeLine, StepTimer
+from services.simulator.engine.engine import SimulatedEngine
+from services.simulator.engine.events import BlocksReserved, EngineEvent, SimulatedLoad
+from services.simulator.engine.records import EngineCounters
+from services.simulator.engine.timing import DecodeLine, StepTimer
 
 
 class Line(StepTimer):

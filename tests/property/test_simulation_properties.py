@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from common.config.types import Split
 from common.costs.models import DecodeStepCost, InstanceCosts, MixedStepCost, PrefillCost
 from common.messages.control import Role
-from services.scheduling.policies import load_policy
-from services.simulator.cluster import Cluster, SimulatedInstance
+from services.scheduling.policies.registry import load_policy
+from services.simulator.cluster.cluster import Cluster, SimulatedInstance
+from services.simulator.engine.timing import DecodeLine, StepTimer
 from services.simulator.gaps import GapHistogram
 from services.simulator.links import LinkSpec, SimulatedLink
-from services.simulator.report import Report, make_report
+from services.simulator.runs.report import Report, make_report
 from services.simulator.simulation import Simulation
-from services.simulator.timing import DecodeLine, StepTimer
 from services.simulator.workers import SimulatedPrefill
 from services.simulator.workload.requests import TracedRequest, Workload
 

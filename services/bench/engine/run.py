@@ -85,7 +85,7 @@ async def _systems(bench: EngineBench, stack: AsyncExitStack, on_note: OnStep) -
     ours = [
         sys.executable,
         "-m",
-        "services.engine.trial",
+        "services.engine.measuring.trial",
         str(bench.folder),
         "--dtype",
         bench.dtype,

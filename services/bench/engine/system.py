@@ -14,7 +14,7 @@ _LINE_BYTES = 1 << 24
 
 
 class System:
-    """See services.engine.trial and services.engine.stage_trial for what is said on the pipes. Its stderr is ours."""
+    """What is said on the pipes stands in `trial` and `stage_trial` (services.engine.measuring). Its stderr is ours."""
 
     def __init__(self, process: asyncio.subprocess.Process, *, polls: bool = True) -> None:
         self._process = process

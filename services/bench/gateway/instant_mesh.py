@@ -17,7 +17,7 @@ from services.launch.commands import GATEWAY
 from services.launch.local import LaunchOptions, LocalMesh
 
 _PROGRAM = (sys.executable, "-m", "services.bench.gateway.instant_worker")
-_MODEL_PROGRAM = (sys.executable, "-m", "services.engine.deterministic_model")
+_MODEL_PROGRAM = (sys.executable, "-m", "services.engine.twin.deterministic_model")
 _MOST_AT_ONCE = 64
 
 

@@ -8,17 +8,17 @@ import msgspec
 from common.messages.control import Role
 from services.bench.policies.pairs import DTYPE, LINK, Pair, instance
 from services.bench.report import Row, Where
-from services.scheduling.balancer import Balance
-from services.scheduling.cronus import CronusPolicy, CronusSettings
-from services.scheduling.disaggregated import DisaggregatedPolicy
-from services.scheduling.fixed import FixedPolicy
-from services.scheduling.routing import PlacementPolicy
-from services.scheduling.weighted import WeightedPolicy
-from services.simulator.cluster import Cluster, SimulatedInstance
+from services.scheduling.policies.balancer import Balance
+from services.scheduling.policies.cronus import CronusPolicy, CronusSettings
+from services.scheduling.policies.disaggregated import DisaggregatedPolicy
+from services.scheduling.policies.fixed import FixedPolicy
+from services.scheduling.policies.routing import PlacementPolicy
+from services.scheduling.policies.weighted import WeightedPolicy
+from services.simulator.cluster.cluster import Cluster, SimulatedInstance
 from services.simulator.hardware.catalogue import Catalogue
 from services.simulator.hardware.spec_profile import spec_profile
 from services.simulator.links import LinkSpec
-from services.simulator.report import Report
+from services.simulator.runs.report import Report
 from services.simulator.simulate import simulate
 from services.simulator.workload.arrivals import all_at_once, gamma
 from services.simulator.workload.requests import Workload

@@ -9,8 +9,8 @@ from services.bench.policies.mesh_runs import MeshServed, NamedMesh
 from services.bench.policies.mesh_system import ModelFacts, mesh_system, read_profiles
 from services.bench.policies.real_rows import COLUMNS, MEANS, predictions
 from services.bench.report import Row, Where
-from services.simulator.report import Report
-from services.simulator.system import serve
+from services.simulator.runs.report import Report
+from services.simulator.runs.system import serve
 from services.simulator.workload.requests import Workload
 
 

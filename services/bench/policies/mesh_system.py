@@ -12,11 +12,11 @@ from common.errors import ConfigError
 from common.ids import InstanceId
 from common.kv.layout import KVDType
 from common.messages.control import Role
-from services.scheduling.profile import Profile, ProfileError, decode_profile
-from services.simulator.cluster import Cluster, SimulatedInstance
+from services.scheduling.profiles.profile import Profile, ProfileError, decode_profile
+from services.simulator.cluster.cluster import Cluster, SimulatedInstance
 from services.simulator.hardware.fitted import FittedTimer
 from services.simulator.links import LinkSpec
-from services.simulator.system import System
+from services.simulator.runs.system import System
 
 LOCAL_LINK = LinkSpec(1e9, 1e-3)
 """Between processes of one machine; at tens of kilobytes per token it hardly counts."""

@@ -7,8 +7,8 @@ import msgspec
 
 from common.config.types import DType
 from common.messages.control import Role
-from services.scheduling.profile import Profile
-from services.simulator.cluster import Cluster, SimulatedInstance
+from services.scheduling.profiles.profile import Profile
+from services.simulator.cluster.cluster import Cluster, SimulatedInstance
 from services.simulator.hardware.catalogue import Catalogue
 from services.simulator.hardware.device import DeviceSpec
 from services.simulator.hardware.memory import kv_capacity_tokens
@@ -16,7 +16,7 @@ from services.simulator.hardware.models import ModelSpec, find_model
 from services.simulator.hardware.roofline import RooflineTimer
 from services.simulator.hardware.spec_profile import spec_profile
 from services.simulator.links import LinkSpec
-from services.simulator.pipeline_split import DevicePair, filled_step, pipelined_instance, split_layers
+from services.simulator.pipeline.split import DevicePair, filled_step, pipelined_instance, split_layers
 from services.simulator.workload.requests import Workload
 
 DTYPE: Final[DType] = "float16"

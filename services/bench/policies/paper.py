@@ -6,10 +6,10 @@ import msgspec
 
 from services.bench.policies.pairs import BUDGET, Pair, PairSystem, Tuning
 from services.bench.report import Row, Where
-from services.scheduling.policies import load_policy
-from services.simulator.report import Report
+from services.scheduling.policies.registry import load_policy
+from services.simulator.runs.report import Report
+from services.simulator.runs.sweep import SHARES, search
 from services.simulator.simulate import simulate
-from services.simulator.sweep import SHARES, search
 from services.simulator.workload.arrivals import all_at_once, poisson
 from services.simulator.workload.requests import Workload
 

@@ -6,12 +6,12 @@ import msgspec
 
 from common.messages.control import Role
 from services.bench.policies.systems import POLICY_OF, Devices, System
-from services.scheduling.policies import load_policy
-from services.scheduling.profile import Profile
-from services.simulator.cluster import Cluster, SimulatedInstance
+from services.scheduling.policies.registry import load_policy
+from services.scheduling.profiles.profile import Profile
+from services.simulator.cluster.cluster import Cluster, SimulatedInstance
 from services.simulator.hardware.fitted import FittedTimer
 from services.simulator.links import LinkSpec
-from services.simulator.report import Report
+from services.simulator.runs.report import Report
 from services.simulator.simulate import simulate
 from services.simulator.workload.requests import Workload
 

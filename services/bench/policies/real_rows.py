@@ -8,7 +8,7 @@ from services.bench.policies.predicted import Bounds
 from services.bench.policies.real import Served
 from services.bench.policies.systems import Devices, System
 from services.bench.report import Row, Where
-from services.simulator.report import Report
+from services.simulator.runs.report import Report
 from services.simulator.workload.requests import Workload
 
 COLUMNS = ("throughput_rps", "ttft_mean_s", "ttft_p99_s", "tbt_mean_s", "tbt_p99_s")

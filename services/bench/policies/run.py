@@ -22,7 +22,7 @@ from services.bench.policies.paper import paper_rows, paper_summary, serve
 from services.bench.policies.simulator_speed import measure_simulator_speed
 from services.bench.report import Report, Row
 from services.bench.scheduling.decisions import measure_decisions
-from services.scheduling.balancer import Balance
+from services.scheduling.policies.balancer import Balance
 from services.simulator.hardware.catalogue import load_catalogue
 from services.simulator.workload.arrivals import all_at_once
 from services.simulator.workload.requests import Workload, first

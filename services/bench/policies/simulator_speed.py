@@ -9,17 +9,17 @@ from common.config.types import DType
 from common.messages.control import Role
 from services.bench.repeats import Measured, OnStep
 from services.bench.report import Row, Where
-from services.scheduling.balancer import Balance
-from services.scheduling.cronus import CronusPolicy, CronusSettings
-from services.scheduling.routing import PlacementPolicy
-from services.scheduling.weighted import WeightedPolicy
-from services.simulator.cluster import Cluster, SimulatedInstance
+from services.scheduling.policies.balancer import Balance
+from services.scheduling.policies.cronus import CronusPolicy, CronusSettings
+from services.scheduling.policies.routing import PlacementPolicy
+from services.scheduling.policies.weighted import WeightedPolicy
+from services.simulator.cluster.cluster import Cluster, SimulatedInstance
 from services.simulator.hardware.catalogue import load_catalogue
 from services.simulator.hardware.models import find_model
 from services.simulator.hardware.roofline import RooflineTimer
 from services.simulator.hardware.spec_profile import spec_profile
 from services.simulator.links import LinkSpec
-from services.simulator.report import Report
+from services.simulator.runs.report import Report
 from services.simulator.simulate import simulate
 from services.simulator.workload.arrivals import poisson
 from services.simulator.workload.synthetic import synthetic

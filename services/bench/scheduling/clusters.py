@@ -6,7 +6,7 @@ import msgspec
 
 from common.config.types import DType
 from common.messages.control import Role
-from services.simulator.cluster import Cluster, SimulatedInstance
+from services.simulator.cluster.cluster import Cluster, SimulatedInstance
 from services.simulator.hardware.catalogue import Catalogue
 from services.simulator.hardware.memory import kv_capacity_tokens
 from services.simulator.hardware.models import ModelSpec, find_model

@@ -9,10 +9,10 @@ from common.clock import Clock
 from services.bench.repeats import Measured, OnStep, interleave
 from services.bench.report import Row, Where
 from services.bench.scheduling.meshes import a_mesh, a_request
-from services.scheduling.balancer import Balance
-from services.scheduling.cronus import CronusPolicy, CronusSettings
+from services.scheduling.policies.balancer import Balance
+from services.scheduling.policies.cronus import CronusPolicy, CronusSettings
+from services.scheduling.policies.routing import MeshView
 from services.scheduling.request import RequestSpec
-from services.scheduling.routing import MeshView
 
 SIDES = (1, 2, 4, 8)
 """Instances of each role: 1, 4, 16 and 64 pairs."""

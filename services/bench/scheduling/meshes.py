@@ -8,9 +8,9 @@ from common.kv.intervals import Interval
 from common.kv.layout import KVDType, KVLayout, KVOrder
 from common.messages.control import LinkFigures, Load, Register, Role
 from common.messages.sampling import SamplingParams
+from services.scheduling.policies.routing import InstanceView, MeshView
+from services.scheduling.profiles.stage_times import DecodeLoad
 from services.scheduling.request import RequestSpec
-from services.scheduling.routing import InstanceView, MeshView
-from services.scheduling.stage_times import DecodeLoad
 
 _LAYOUT = KVLayout(
     model="bench",

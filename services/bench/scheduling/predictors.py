@@ -9,7 +9,7 @@ import numpy as np
 from common.ids import RequestId
 from common.messages.sampling import SamplingParams
 from services.bench.scheduling.loads import SchedulerLoad
-from services.scheduling.output_lengths import Oracle, OutputLengths, load_predictor
+from services.scheduling.ledgers.output_lengths import Oracle, OutputLengths, load_predictor
 from services.scheduling.request import RequestSpec
 from services.simulator.workload.requests import Workload
 

@@ -6,7 +6,7 @@ from services.bench.repeats import Measured
 from services.bench.report import Row, Where
 from services.bench.scheduling.real_runs import PairServed
 from services.bench.scheduling.simulated import CAPACITY, ROUND_ROBIN
-from services.simulator.report import Report
+from services.simulator.runs.report import Report
 
 
 def pair_rows(served: PairServed, predicted: Mapping[str, Report]) -> list[Row]:

@@ -11,11 +11,11 @@ from services.bench.report import Row, Where
 from services.bench.scheduling.clusters import BUDGET, MAX_BATCH, MODEL, SchedulerCluster
 from services.bench.scheduling.loads import SchedulerLoad
 from services.bench.scheduling.predictors import DEFAULT, PREDICTORS, predictor
-from services.scheduling.capacity import CapacityPolicy, CapacitySettings
-from services.scheduling.policies import load_policy
-from services.scheduling.routing import PlacementPolicy
-from services.scheduling.weighted import WeightedPolicy
-from services.simulator.report import Report
+from services.scheduling.policies.capacity import CapacityPolicy, CapacitySettings
+from services.scheduling.policies.registry import load_policy
+from services.scheduling.policies.routing import PlacementPolicy
+from services.scheduling.policies.weighted import WeightedPolicy
+from services.simulator.runs.report import Report
 from services.simulator.simulate import simulate
 from services.simulator.workload.requests import Workload
 

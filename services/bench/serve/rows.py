@@ -5,6 +5,7 @@ from typing import Final
 
 from services.bench.repeats import Measured
 from services.bench.report import Row, Value, Where
+from services.bench.serve.parts import BEFORE_FIRST_TOKEN
 from services.bench.serve.settings import FULL, HALF, NONE, SPLITS, D, P, ServeSettings, SplitCase
 from services.bench.serve.trials import Part, Trial
 
@@ -83,6 +84,11 @@ def _handoff_row(settings: ServeSettings, split: SplitCase, served: Served) -> R
         **_measured(Trial(Part.LONE, NONE), "ttft_p50_s", served).columns("aggregated_ttft_p50_s"),
         **cost.columns("handoff_ttft_ms"),
         **share.columns("handoff_ttft_percent"),
+        **{
+            f"{whose}{stage.value}_p50_ms": _measured(Trial(Part.LONE, of), f"{stage.value}_p50_ms", served).median
+            for whose, of in (("", split), ("aggregated_", NONE))
+            for stage in BEFORE_FIRST_TOKEN
+        },
     }
 
 

@@ -20,6 +20,7 @@ from services.bench.repeats import OnStep, interleave
 from services.bench.serve.clients import ask_in_turn
 from services.bench.serve.cpu_time import cpu_seconds
 from services.bench.serve.figures import Limits, latencies, steady_rate, within
+from services.bench.serve.parts import read_parts
 from services.bench.serve.settings import D, P, ServeSettings
 from services.bench.serve.stage import StageProcess, StageRun
 from services.bench.serve.trials import TRIALS, Part, Trial, prompts_of
@@ -95,7 +96,8 @@ class _Runner:
             case Part.MESH:
                 return await self._mesh(trial, requests)
             case Part.LONE:
-                return latencies(await self._asked(trial, requests, clients=1))
+                seen = latencies(await self._asked(trial, requests, clients=1))
+                return seen | await read_parts(systems.mesh.url, len(requests))
             case Part.PREFILL:
                 return self._stage_figures(await self._stage(systems.prefill, trial, requests))
             case Part.DECODE:

@@ -15,7 +15,7 @@ from services.bench.load.stream import LoadRequest
 from services.bench.serve.cpu_time import cpu_seconds
 from services.launch.commands import child_environ
 
-_PROGRAM = (sys.executable, "-m", "services.engine.stage_trial")
+_PROGRAM = (sys.executable, "-m", "services.engine.measuring.stage_trial")
 
 
 class StageRun(msgspec.Struct, frozen=True):

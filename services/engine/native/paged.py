@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from common.kv.layout import KVOrder
+from services.engine.kv.paged_kv import PagedKV
 from services.engine.native.kernels import ATTENTION_DIMS, Kernels
 from services.engine.native.structs import ChunkAttention, DecodeAttention, Write
-from services.engine.paged_kv import PagedKV
 from services.engine.step_plan import Chunk, DecodeGroup
 
 if TYPE_CHECKING:
-    from services.engine.attention import AttentionCall
+    from services.engine.model.attention import AttentionCall
 
 
 def serves(kv: PagedKV) -> bool:

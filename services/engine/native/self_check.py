@@ -6,10 +6,10 @@ from typing import Final
 
 import torch
 
+from services.engine.kv.paged_kv import PagedKV
 from services.engine.native.kernels import Kernels
 from services.engine.native.paged import serves
 from services.engine.native.structs import ChunkAttention, DecodeAttention, Write
-from services.engine.paged_kv import PagedKV
 
 _log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from common.metrics import Metrics
 from services.gateway.dashboard.history import EVERY_S, History
 from services.gateway.dashboard.types import DashboardState, LostInstance, Sample, ShownLink, shown
 from services.gateway.mesh.roster import Lost
-from services.scheduling.lifecycle_events import Holdings
+from services.scheduling.lifecycle.events import Holdings
 
 FORGET_S: Final = 600.0
 """An instance that was lost so long ago is not shown any more."""

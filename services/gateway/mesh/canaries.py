@@ -1,4 +1,4 @@
-"""Asks pairs of instances for one token, as `services.scheduling.proofs` decides, and hears whether it comes."""
+"""Asks pairs of instances for one token, as `membership.proofs` decides, and hears whether it comes."""
 
 import logging
 from collections.abc import Callable, Iterable
@@ -17,11 +17,11 @@ from common.messages.control import (
     ToWorker,
 )
 from common.messages.sampling import SamplingParams
-from services.scheduling.jobs import jobs_of
-from services.scheduling.lifecycle_events import Arrived
-from services.scheduling.members import Member
+from services.scheduling.lifecycle.events import Arrived
+from services.scheduling.lifecycle.jobs import jobs_of
+from services.scheduling.membership.members import Member
+from services.scheduling.membership.proofs import Ask, Drop, Pair, Proofs
 from services.scheduling.placement import Placement
-from services.scheduling.proofs import Ask, Drop, Pair, Proofs
 from services.scheduling.request import RequestSpec
 
 _log = logging.getLogger(__name__)

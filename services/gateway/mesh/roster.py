@@ -8,7 +8,7 @@ from common.clock import Clock
 from common.ids import InstanceId
 from common.messages.control import Load
 from common.messages.operator import InstanceInfo
-from services.scheduling.members import LoadReported, LossReason, Member, MemberJoined, MemberLost
+from services.scheduling.membership.members import LoadReported, LossReason, Member, MemberJoined, MemberLost
 
 MOST_LOST: Final = 16
 

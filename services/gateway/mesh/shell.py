@@ -37,8 +37,7 @@ from services.gateway.mesh.unread_events import UnreadEvents
 from services.gateway.records.metering import WorkerMeter
 from services.gateway.records.traces import Traces
 from services.gateway.stream import Failed, GenerationRequest, Placed, Placement, PromptCached, StreamEvent
-from services.scheduling.lifecycle import Lifecycle
-from services.scheduling.lifecycle_events import (
+from services.scheduling.lifecycle.events import (
     Arrived,
     ClientGone,
     Deliver,
@@ -52,9 +51,10 @@ from services.scheduling.lifecycle_events import (
     Send,
     ShutdownRequested,
 )
-from services.scheduling.links import Links
-from services.scheduling.members import LoadReported, LossReason, MemberJoined, MemberLost
-from services.scheduling.membership import (
+from services.scheduling.lifecycle.lifecycle import Lifecycle
+from services.scheduling.membership.links import Links
+from services.scheduling.membership.members import LoadReported, LossReason, MemberJoined, MemberLost
+from services.scheduling.membership.membership import (
     KeyWithdrawn,
     Membership,
     MembershipEffect,

@@ -10,7 +10,7 @@ from common.metrics import Metrics
 from services.gateway.openai.types import Usage
 from services.gateway.records.trace_parts import Stage, parts
 from services.gateway.records.trace_types import RequestTrace
-from services.scheduling.members import LoadReported
+from services.scheduling.membership.members import LoadReported
 from services.scheduling.placement import Placement
 
 _NOBODY: Final = "-"

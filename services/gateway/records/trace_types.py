@@ -7,8 +7,8 @@ import msgspec
 from common.errors import Failure
 from common.ids import InstanceId, RequestId
 from common.messages.control import PrefillTimes
-from services.scheduling.balancer import Split
 from services.scheduling.placement import Placement
+from services.scheduling.policies.balancer import Split
 
 RUNNING: Final = "running"
 FINISHED: Final = "finished"

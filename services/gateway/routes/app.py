@@ -36,7 +36,7 @@ def build_app(
     """The application; more routes may be added before it runs. `text` must be entered by then. `keys`: None lets
     everybody in.
 
-    Run it with `http_server.build_runner`: without handler cancellation a client that leaves would not free its
+    Run it with `http.server.build_runner`: without handler cancellation a client that leaves would not free its
     request.
     """
     app = web.Application(

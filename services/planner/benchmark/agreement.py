@@ -9,10 +9,10 @@ from scipy.stats import spearmanr
 
 from services.planner.benchmark.cases import CHAT, DECODE_HEAVY, PREFILL_HEAVY, Kind, machines, plan_keys
 from services.planner.benchmark.desk import Desk, Row, plan_columns
+from services.planner.files.plan_keys import MachineKeys
 from services.planner.plan import Plan, Serving
-from services.planner.plan_keys import MachineKeys
-from services.planner.plan_words import in_words
 from services.planner.planning import planned
+from services.planner.report.plan_words import in_words
 from services.planner.request import Objective, PlanRequest
 
 CLUSTERS = 20

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from services.planner.plan_keys import HostLinkKeys, LimitKeys, MachineKeys, PlanKeys, WorkloadKeys
+from services.planner.files.plan_keys import HostLinkKeys, LimitKeys, MachineKeys, PlanKeys, WorkloadKeys
 from services.planner.request import Objective
 
 CHAT, PREFILL_HEAVY, DECODE_HEAVY = "azure_conv_first1000", "prefill_heavy", "decode_heavy"

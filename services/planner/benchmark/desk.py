@@ -7,22 +7,22 @@ from pathlib import Path
 import msgspec
 
 from services.planner.benchmark.steady import requests_for_steady
-from services.planner.deployment import deployed
+from services.planner.closed_forms.options import make_options
 from services.planner.errors import PlanError
-from services.planner.evaluate import Effort, Evaluation, evaluate, ranked, steady_rps
-from services.planner.options import make_options
+from services.planner.files.plan_file import load_plan_file
+from services.planner.files.plan_keys import PlanKeys
 from services.planner.plan import Option, Plan, Serving
-from services.planner.plan_file import load_plan_file
-from services.planner.plan_keys import PlanKeys
-from services.planner.plan_words import in_words
 from services.planner.planning import Planned, planned
-from services.planner.problem import Problem
+from services.planner.report.plan_words import in_words
 from services.planner.request import Objective, PlanRequest
-from services.planner.search import best
-from services.planner.trial_load import resized
+from services.planner.search.problem import Problem
+from services.planner.search.search import best
+from services.planner.trials.deployment import deployed
+from services.planner.trials.evaluate import Effort, Evaluation, evaluate, ranked, steady_rps
+from services.planner.trials.trial_load import resized
 from services.simulator.hardware.catalogue import Catalogue
-from services.simulator.sweep import max_throughput
-from services.simulator.system import serve
+from services.simulator.runs.sweep import max_throughput
+from services.simulator.runs.system import serve
 
 Row = Mapping[str, str | int | float | bool | None]
 """Flat, as in every report of `pdmesh bench`."""

@@ -8,10 +8,10 @@ import msgspec
 
 from services.planner.benchmark.cases import LIMITS, PAIRS, TIGHT, Kind, Pair, machines, plan_keys
 from services.planner.benchmark.desk import Desk, Row, tried_columns
-from services.planner.evaluate import Evaluation
+from services.planner.files.plan_keys import LimitKeys, PlanKeys
 from services.planner.plan import Plan, Serving
-from services.planner.plan_keys import LimitKeys, PlanKeys
 from services.planner.request import Objective, PlanRequest
+from services.planner.trials.evaluate import Evaluation
 
 PRICE_FACTORS = (0.5, 0.75, 1.0)
 """Of the second device's price: lists differ by as much."""

@@ -5,12 +5,12 @@ import msgspec
 from common.messages.control import Role
 from services.planner.benchmark.cases import Kind, machines, plan_keys
 from services.planner.benchmark.desk import Desk
-from services.planner.capacity import rate_rps
 from services.planner.checks.oracle import OUTPUT, PROMPT, Machine, Served
+from services.planner.closed_forms.capacity import rate_rps
+from services.planner.files.plan_keys import LengthKeys, WorkloadKeys
 from services.planner.plan import Group, Serving
-from services.planner.plan_keys import LengthKeys, WorkloadKeys
-from services.planner.problem import make_plan
 from services.planner.request import Objective
+from services.planner.search.problem import make_plan
 from services.simulator.hardware.strategy import Strategy
 
 

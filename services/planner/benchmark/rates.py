@@ -4,14 +4,14 @@ from collections.abc import Iterator
 
 from services.planner.benchmark.cases import LIMITS, LISTED, Pair, machines, plan_keys
 from services.planner.benchmark.desk import SIMULATED_PLANS, Desk, Row, tried_columns
-from services.planner.deployment import deployed
-from services.planner.evaluate import Evaluation, within
 from services.planner.plan import Plan
-from services.planner.plan_words import in_words
+from services.planner.report.plan_words import in_words
 from services.planner.request import Objective, PlanRequest
-from services.planner.trial_load import coming_at, trial_of
-from services.simulator.report import Report
-from services.simulator.system import serve
+from services.planner.trials.deployment import deployed
+from services.planner.trials.evaluate import Evaluation, within
+from services.planner.trials.trial_load import coming_at, trial_of
+from services.simulator.runs.report import Report
+from services.simulator.runs.system import serve
 
 RATES = (2.0, 5.0, 10.0, 20.0)
 """Requests per second."""

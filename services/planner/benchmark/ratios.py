@@ -7,10 +7,10 @@ import msgspec
 from common.messages.control import Role
 from services.planner.benchmark.cases import CHAT, DECODE_HEAVY, PREFILL_HEAVY, Kind, machines, plan_keys
 from services.planner.benchmark.desk import Desk, Row
-from services.planner.capacity import rate_rps
+from services.planner.closed_forms.capacity import rate_rps
 from services.planner.plan import Group, Option, Plan, Serving
-from services.planner.problem import make_plan
 from services.planner.request import Objective, PlanRequest
+from services.planner.search.problem import make_plan
 
 
 class Division(msgspec.Struct, frozen=True):

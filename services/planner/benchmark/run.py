@@ -18,7 +18,7 @@ from services.planner.benchmark.speed import speed_rows
 from services.planner.checks.aiconfigurator import asker
 from services.planner.checks.oracle import MACHINES, oracle_rows
 from services.planner.checks.tables import measured_rows
-from services.planner.evaluate import Effort
+from services.planner.trials.evaluate import Effort
 from services.simulator.hardware.catalogue import load_catalogue
 
 _WHOLE, _QUICK = Effort(most_requests=3000, probes=4), Effort(most_requests=150, probes=3)

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from common.clock import Clock
 from services.planner.benchmark.cases import LIMITS, Kind, machines, plan_keys
 from services.planner.benchmark.desk import Desk, Row
-from services.planner.plan_words import in_words
 from services.planner.planning import planned
+from services.planner.report.plan_words import in_words
 from services.planner.request import Objective
 
 _KINDS = (

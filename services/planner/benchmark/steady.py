@@ -4,7 +4,7 @@ from math import ceil
 from typing import Final
 
 from common.messages.control import Role
-from services.simulator.cluster import Cluster
+from services.simulator.cluster.cluster import Cluster
 from services.simulator.workload.requests import Workload
 from services.simulator.workload.statistics import statistics
 

@@ -7,8 +7,8 @@ import msgspec
 
 from common.costs.shape import StepShape
 from services.planner.checks.cases import MeasuredCase, MeasuredStep, Phase
-from services.scheduling.fit import fit_decode, fit_prefill
-from services.scheduling.profile import Point, ProfileError
+from services.scheduling.profiles.fit import fit_decode, fit_prefill
+from services.scheduling.profiles.profile import Point, ProfileError
 
 StepTime = Callable[[MeasuredStep], float]
 """Seconds of a step, as some model has them."""

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from common.costs.models import InstanceCosts
 from common.errors import ConfigError
 from common.messages.control import Role
-from services.simulator.timing import DecodeLine, StepTimer
+from services.simulator.engine.timing import DecodeLine, StepTimer
 
 
 class FittedTimer(StepTimer):

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
+from services.simulator.engine.timing import DecodeLine, StepTimer
 from services.simulator.links import LinkSpec
-from services.simulator.timing import DecodeLine, StepTimer
 
 TOKEN_BYTES = 8
 """One sampled token on its way back to the first stage: an int64."""

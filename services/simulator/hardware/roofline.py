@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 from common.config.types import DType
 from common.kv.layout import KVDType
+from services.simulator.engine.timing import DecodeLine, StepTimer
 from services.simulator.hardware.device import DeviceSpec
 from services.simulator.hardware.interconnect import all_reduce_s_per_byte, all_reduce_start_s, machine_link
 from services.simulator.hardware.models import ModelSpec
 from services.simulator.links import LinkSpec
-from services.simulator.timing import DecodeLine, StepTimer
 
 ATTENTION_SHARE = 0.6
 """Attention over prompts runs at this share of the effective rate of matrix products. Ours."""

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 from common.errors import ConfigError
+from services.simulator.engine.timing import DecodeLine, StepTimer
 from services.simulator.hardware.pipelined import PipelinedTimer
 from services.simulator.links import LinkSpec
-from services.simulator.timing import DecodeLine, StepTimer
 
 
 class SlowedTimer(StepTimer):

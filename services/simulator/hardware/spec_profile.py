@@ -8,8 +8,8 @@ from common.config.types import DType
 from common.costs.models import InstanceCosts
 from common.costs.shape import StepShape
 from common.errors import ConfigError
-from services.scheduling.fit import fit_costs
-from services.scheduling.profile import Origin, Point, Profile, Subject
+from services.scheduling.profiles.fit import fit_costs
+from services.scheduling.profiles.profile import Origin, Point, Profile, Subject
 from services.simulator.hardware.device import DeviceSpec
 from services.simulator.hardware.memory import UTILISATION, kv_capacity_tokens
 from services.simulator.hardware.micro_batches import kept_full

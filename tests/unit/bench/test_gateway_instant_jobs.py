@@ -5,7 +5,7 @@ from common.kv.ticket import Ticket
 from common.messages.control import Abort, FinishReason, KVLanded, PrefillReleased, RunDecode, RunPrefill
 from common.messages.sampling import SamplingParams
 from services.bench.gateway.instant_jobs import InstantDecode, InstantPrefill
-from services.scheduling.numbering import TokenNumbers
+from services.scheduling.lifecycle.numbering import TokenNumbers
 
 LIFE = Generation(3)
 TICKET = Ticket(TransferId("t"), b"secret", Generation(1), LIFE, ())

@@ -13,8 +13,8 @@ from services.bench.load.run import LoadFigures
 from services.bench.policies.mesh_rows import MeshLoad, Unpredicted, mesh_rows, mesh_summary, predict_mesh
 from services.bench.policies.mesh_runs import MeshServed, NamedMesh, bench_config, load_meshes
 from services.bench.policies.mesh_system import ModelFacts, mesh_system, read_model_facts
-from services.scheduling.profile import Origin, Profile, ProfileError, Subject, encode_profile
-from services.simulator.system import serve
+from services.scheduling.profiles.profile import Origin, Profile, ProfileError, Subject, encode_profile
+from services.simulator.runs.system import serve
 from services.simulator.workload.arrivals import all_at_once
 from services.simulator.workload.requests import scaled
 from services.simulator.workload.synthetic import synthetic

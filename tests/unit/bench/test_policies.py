@@ -22,7 +22,7 @@ from services.bench.policies.predicted import Bounds, KVShape, best_dp_weight, b
 from services.bench.policies.real import Served, load_requests
 from services.bench.policies.real_rows import OFFLINE, RealFacts, real_rows, real_summary
 from services.bench.policies.systems import Devices, System, mesh_of
-from services.scheduling.profile import Origin, Profile, Subject
+from services.scheduling.profiles.profile import Origin, Profile, Subject
 from services.simulator.hardware.catalogue import load_catalogue
 from services.simulator.links import LinkSpec
 from services.simulator.workload.arrivals import all_at_once, poisson

@@ -12,7 +12,7 @@ from services.bench.scheduling.pair_meshes import FAST, SLOW, PairSettings, pair
 from services.bench.scheduling.pair_rates import Dealt, Rates, co_running, dealt, decode_instance
 from services.bench.scheduling.real_rows import pair_rows, pair_summary
 from services.bench.scheduling.real_runs import PairRun, PairServed, check_policies
-from services.simulator.report import Report, Spread
+from services.simulator.runs.report import Report, Spread
 
 SETTINGS = PairSettings(model="smollm2")
 FILES = {FAST: Path("f.json"), SLOW: Path("s.json")}

@@ -8,7 +8,7 @@ from services.bench.scheduling.clusters import RATIOS, four_types, two_machines
 from services.bench.scheduling.loads import CLASSES, SchedulerLoad, heavy_tailed, scheduler_loads
 from services.bench.scheduling.predictors import ORACLES, PREDICTORS, predictor
 from services.bench.scheduling.simulated import POLICIES, Dispatch, scheduler_rows, scheduler_summary
-from services.scheduling.policies import load_policy
+from services.scheduling.policies.registry import load_policy
 from services.simulator.clients import Clients
 from services.simulator.hardware.catalogue import load_catalogue
 from services.simulator.simulate import simulate

@@ -5,9 +5,9 @@ import random
 from common.clock import SystemClock
 from services.bench.scheduling.decisions import SIDES, measure_decisions
 from services.bench.scheduling.meshes import a_mesh, a_request
-from services.scheduling.balancer import Balance
-from services.scheduling.cronus import CronusPolicy
 from services.scheduling.placement import Placement
+from services.scheduling.policies.balancer import Balance
+from services.scheduling.policies.cronus import CronusPolicy
 
 
 async def test_a_row_for_each_number_of_pairs_shortlist_and_balance() -> None:

@@ -6,9 +6,14 @@ import pytest
 
 from common.config.load import check_mesh
 from common.errors import ConfigError
+from common.ids import InstanceId, RequestId
+from services.bench.engine.errors import BenchError
+from services.bench.serve.parts import BEFORE_FIRST_TOKEN, parts_of
 from services.bench.serve.rows import serve_rows, serve_summary
 from services.bench.serve.settings import FULL, HALF, NONE, SPLITS, ServeSettings, SplitCase
 from services.bench.serve.trials import TRIALS, Part, Trial, prompts_of
+from services.gateway.records.trace_types import RequestTrace
+from services.scheduling.placement import Placement
 
 SETTINGS = ServeSettings(model="smollm2")
 RATES = {
@@ -26,7 +31,8 @@ LAGS = {f"{name}_lag_{figure}_ms": 2.0 for name in ("gateway", "p0") for figure 
 def figures(trial: Trial, mood: float) -> Mapping[str, float]:
     """One round on a machine that is `mood` times as fast as usual."""
     if trial.part is Part.LONE:
-        return {**LATENCIES, "ttft_p50_s": LONE_S[trial.split] / mood}
+        stages = {f"{stage.value}_p50_ms": trial.split.tokens(256) / mood for stage in BEFORE_FIRST_TOKEN}
+        return {**LATENCIES, **stages, "ttft_p50_s": LONE_S[trial.split] / mood}
     rate = RATES[trial.part][trial.split] * mood
     if trial.part is not Part.MESH:
         return {"requests_per_s": rate}
@@ -64,6 +70,38 @@ def test_rows() -> None:
     assert by_trial["engine", "none"]["threads"] == 2
     assert by_trial["mesh_one_request", "none"]["clients"] == 1
     assert {row["process"] for row in rows if row["kind"] == "loop_lag"} == {"gateway", "p0"}, "d0 told nothing"
+
+
+def test_a_hand_off_is_told_stage_by_stage() -> None:
+    full, half = (row for row in serve_rows(SETTINGS, SERVED) if row["kind"] == "handoff")
+    assert (full["wire_p50_ms"], full["aggregated_wire_p50_ms"]) == (255.0, 0.0)
+    assert half["prefill_p50_ms"] == 128.0
+
+
+def test_the_stages_before_a_first_token_are_medians_of_traces() -> None:
+    traces = [
+        RequestTrace(
+            request=RequestId(f"r{i}"),
+            policy="fixed",
+            prompt_tokens=8,
+            max_tokens=4,
+            choices=1,
+            asked_split=None,
+            placed_s=0.001 * i,
+            first_token_s=0.1,
+            last_token_s=0.2,
+            ended_s=0.3,
+            placement=Placement(None, InstanceId("d0"), 0, 0),
+            tokens=4,
+        )
+        for i in range(1, 4)
+    ]
+    found = parts_of(traces)
+    assert found["queue_p50_ms"] == pytest.approx(2.0)
+    assert found["prefill_p50_ms"] == found["wire_p50_ms"] == 0.0
+    assert sum(found.values()) == pytest.approx(100.0)
+    with pytest.raises(BenchError, match=r"gateway\.traces"):
+        parts_of([])
 
 
 def test_every_ratio_has_what_it_is_made_of() -> None:

@@ -3,8 +3,8 @@
 import itertools
 
 from services.bench.policies.simulator_speed import CASES, SpeedCase, measure_simulator_speed
-from services.scheduling.cronus import CronusPolicy
-from services.scheduling.weighted import WeightedPolicy
+from services.scheduling.policies.cronus import CronusPolicy
+from services.scheduling.policies.weighted import WeightedPolicy
 
 
 class CountingClock:

@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from common.errors import ConfigError
-from services.cli.bench_commands import bench_app
+from services.cli.bench.commands import bench_app
 
 
 def refused(*arguments: str) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import ConfigError, PdmeshError
-from services.cli.bench_planner import PlannerFlags, _command, run_bench_planner
+from services.cli.bench.planner import PlannerFlags, _command, run_bench_planner
 
 
 def test_the_recorded_command_names_no_folder_of_this_machine(tmp_path: Path) -> None:

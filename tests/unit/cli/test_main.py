@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from services.engine.deterministic_model import write_deterministic_model
+from services.engine.twin.deterministic_model import write_deterministic_model
 
 PDMESH = [sys.executable, "-m", "services.cli.main"]
 

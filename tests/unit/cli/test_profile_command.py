@@ -12,7 +12,7 @@ from common.costs.models import DecodeStepCost, InstanceCosts, MixedStepCost, Pr
 from common.errors import ConfigError
 from services.cli.profile import ProfileFlags, profile_table, run_profile
 from services.planner.errors import PlannerError
-from services.scheduling.profile import Fit, Origin, Profile, Subject
+from services.scheduling.profiles.profile import Fit, Origin, Profile, Subject
 
 COSTS = InstanceCosts(
     PrefillCost(0.0421, 0.00203), MixedStepCost(0.05, 0.002, 1.5e-5, 1.2e-5), DecodeStepCost(0.0567, 0.0041, 1.1e-5)

@@ -14,7 +14,7 @@ from rich.console import Console
 from common.errors import ConfigError
 from services.cli.outcome import ExitCode
 from services.cli.simulate import SimulateFlags, command_of, run_simulate
-from services.simulator.engine_events import SimulationError
+from services.simulator.engine.events import SimulationError
 
 CLUSTER = """
 model: LLaMA3-8B

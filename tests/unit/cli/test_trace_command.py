@@ -20,8 +20,8 @@ from services.cli.main import app
 from services.cli.trace import FileNotWritten, NoTrace, show_trace, show_traces, write_perfetto
 from services.cli.trace_view import Leg, headline, legs, parts_table, why_nothing_is_predicted
 from services.gateway.records.trace_types import LandedKV, RequestTrace, TraceList, WholeTraces, summary_of
-from services.scheduling.balancer import Split
 from services.scheduling.placement import Candidate, Placement
+from services.scheduling.policies.balancer import Split
 
 P0, P1, D0 = (InstanceId(name) for name in ("p0", "p1", "d0"))
 CHOSEN = Candidate(P0, D0, Split(tokens=300, prefill_s=0.3, transfer_s=0.1, decode_s=0.2, first_token_s=0.75))

@@ -9,8 +9,8 @@ from common.config.rules import problems
 from common.config.types import InstanceConfig, MeshConfig
 from common.ids import InstanceId
 from common.messages.control import Role
-from services.scheduling.output_lengths import PREDICTORS, load_predictor
-from services.scheduling.policies import POLICIES, WHOLE_ONLY, load_policy
+from services.scheduling.ledgers.output_lengths import PREDICTORS, load_predictor
+from services.scheduling.policies.registry import POLICIES, WHOLE_ONLY, load_policy
 
 KEYS = get_type_hints(MeshConfig)
 DECODE_ONLY = (InstanceConfig(InstanceId("d0"), Role.DECODE), InstanceConfig(InstanceId("d1"), Role.DECODE))

@@ -12,10 +12,10 @@ from common.errors import GrammarRefused
 from common.messages.sampling import SamplingParams
 from services.decode.grammars import KEPT, Grammars
 from services.decode.vocabulary import Vocabulary
-from services.engine.deterministic_model import VOCAB_SIZE, write_deterministic_model
 from services.engine.guide import Grammar, allowed_next
 from services.engine.runner import SampleRequest
-from services.engine.sampling import Sampler
+from services.engine.sampling.sampling import Sampler
+from services.engine.twin.deterministic_model import VOCAB_SIZE, write_deterministic_model
 from services.text.json_grammar import json_grammar
 from services.text.tokenizer import Tokenizer
 from services.text.tools import Tool, calls_grammar

@@ -18,12 +18,12 @@ from common.errors import ConfigError
 from common.ids import InstanceId
 from common.messages.control import Role
 from services.engine.build import decode_limits
-from services.engine.costs import costs_at_start
-from services.engine.deterministic import DeterministicRunner, deterministic_layout
-from services.engine.facts import device_facts
+from services.engine.measuring.costs import costs_at_start
+from services.engine.measuring.facts import device_facts
 from services.engine.runner import Runner
 from services.engine.thread import EngineThread
-from services.scheduling.profile import Origin, Profile, Subject, encode_profile
+from services.engine.twin.deterministic import DeterministicRunner, deterministic_layout
+from services.scheduling.profiles.profile import Origin, Profile, Subject, encode_profile
 
 COSTS = InstanceCosts(PrefillCost(0.1, 0.01), MixedStepCost(0.1, 0.01, 1e-5, 2e-5), DecodeStepCost(0.1, 0.02, 1e-5))
 PROFILE = Profile(

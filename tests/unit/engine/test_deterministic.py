@@ -7,8 +7,8 @@ import torch
 
 from common.kv.layout import KVOrder
 from common.messages.sampling import SamplingParams
-from services.engine.deterministic import DeterministicRunner, deterministic_layout
 from services.engine.runner import Sampled, SampleRequest, StepItem
+from services.engine.twin.deterministic import DeterministicRunner, deterministic_layout
 
 PROMPT = tuple(range(30, 53))
 BLOCKS = (5, 2, 9, 0, 7, 3, 8)

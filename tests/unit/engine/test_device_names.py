@@ -8,9 +8,9 @@ from common.errors import ConfigError
 from common.ids import InstanceId
 from common.messages.control import Role
 from services.engine.build import prepare_process
-from services.engine.deterministic import deterministic_layout
-from services.engine.device import check_device, torch_device
-from services.engine.facts import device_facts
+from services.engine.measuring.facts import device_facts
+from services.engine.model.device import check_device, torch_device
+from services.engine.twin.deterministic import deterministic_layout
 
 
 def instance(device: str) -> InstanceConfig:

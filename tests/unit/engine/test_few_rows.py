@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from common.kv.layout import KVOrder
-from services.engine.few_rows import FewRows, model_parts
-from services.engine.few_rows_check import proved
+from services.engine.cpu.few_rows import FewRows, model_parts
+from services.engine.cpu.few_rows_check import proved
+from services.engine.cpu.prepack import PackedLinear
+from services.engine.model.torch_runner import TorchRunner, build_runner
 from services.engine.native.kernels import Kernels
 from services.engine.native.structs import Step
-from services.engine.prepack import PackedLinear
 from services.engine.runner import StepItem
-from services.engine.torch_runner import TorchRunner, build_runner
 from tests.unit.engine.tiny_models import MODELS, VOCAB, WIDE_MODELS, RecordingSampler, make_model, sample_request
 
 BLOCK_SIZE = 4

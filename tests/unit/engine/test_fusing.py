@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from common.kv.layout import KVOrder
-from services.engine.attention import ATTENTION_NAME, register_attention
-from services.engine.fusing import FusedLayer, fuse_layers
+from services.engine.cpu.fusing import FusedLayer, fuse_layers
+from services.engine.cpu.prepack import can_pack
+from services.engine.cpu.quicken import quicken
+from services.engine.model.attention import ATTENTION_NAME, register_attention
+from services.engine.model.torch_runner import build_runner
 from services.engine.native.kernels import Kernels
-from services.engine.prepack import can_pack
-from services.engine.quicken import quicken
 from services.engine.runner import StepItem
-from services.engine.torch_runner import build_runner
 from tests.unit.engine.tiny_models import MODELS, WIDE_MODELS, RecordingSampler, make_model
 
 LAYERS = 3

@@ -9,10 +9,10 @@ from common.messages.control import FinishReason
 from common.messages.sampling import SamplingParams
 from services.engine.api import DecodeJob, EngineEvent, JobEnded, TokensSampled
 from services.engine.core import EngineCore
-from services.engine.deterministic import DeterministicRunner, deterministic_layout
 from services.engine.guide import Grammar, Guide, allowed_next
 from services.engine.runner import SampleRequest
-from services.engine.sampling import Sampler
+from services.engine.sampling.sampling import Sampler
+from services.engine.twin.deterministic import DeterministicRunner, deterministic_layout
 from services.scheduling.continuous import BatchLimits
 
 VOCAB = 256

@@ -10,9 +10,9 @@ from common.ids import RequestId
 from common.messages.sampling import SamplingParams
 from services.engine.api import DecodeJob, PrefillJob
 from services.engine.core import EngineCore
-from services.engine.deterministic import DeterministicRunner, deterministic_layout
-from services.engine.measure import MeasurementRefused
+from services.engine.measuring.measure import MeasurementRefused
 from services.engine.runner import Sampled, StepItem
+from services.engine.twin.deterministic import DeterministicRunner, deterministic_layout
 from services.scheduling.continuous import BatchLimits
 
 BLOCK = 4

@@ -9,10 +9,10 @@ from torch.nn.functional import silu
 
 from common.kv.intervals import Interval
 from common.kv.layout import KVDType, KVLayout, KVOrder
+from services.engine.kv.paged_kv import PagedKV
 from services.engine.native.kernels import ATTENTION_DIMS, Kernels
 from services.engine.native.self_check import attention_agrees, trusted
 from services.engine.native.structs import DecodeAttention, HeadNorm
-from services.engine.paged_kv import PagedKV
 
 DTYPES = [torch.float32, torch.bfloat16]
 

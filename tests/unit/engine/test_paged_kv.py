@@ -7,7 +7,7 @@ import torch
 from common.errors import ConfigError
 from common.kv.intervals import Interval
 from common.kv.layout import KVDType, KVLayout, KVOrder
-from services.engine.paged_kv import PagedKV, num_blocks_for
+from services.engine.kv.paged_kv import PagedKV, num_blocks_for
 
 HEADS, DIM, SIZE = 2, 3, 4
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.engine.pool import BlockError, BlockPool
+from services.engine.kv.pool import BlockError, BlockPool
 
 
 def test_allocation_is_all_or_nothing() -> None:

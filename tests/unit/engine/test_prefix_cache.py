@@ -20,8 +20,8 @@ from services.engine.api import (
     TokensSampled,
 )
 from services.engine.core import EngineCore
-from services.engine.deterministic import DeterministicRunner, deterministic_layout
 from services.engine.runner import Runner
+from services.engine.twin.deterministic import DeterministicRunner, deterministic_layout
 from services.scheduling.continuous import BatchLimits
 
 PROMPT = tuple(range(10, 33))

@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.kv.prefix import PrefixNews
-from services.engine import prefix_journal
-from services.engine.prefix_journal import PrefixJournal
+from services.engine.kv import prefix_journal
+from services.engine.kv.prefix_journal import PrefixJournal
 
 
 def key(number: int) -> bytes:

@@ -7,7 +7,7 @@ import weakref
 import pytest
 import torch
 
-from services.engine.prepack import PackedLinear, can_pack, pack_linears
+from services.engine.cpu.prepack import PackedLinear, can_pack, pack_linears
 from tests.unit.engine.tiny_models import make_model
 
 CPU = torch.device("cpu")

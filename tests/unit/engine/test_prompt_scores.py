@@ -5,11 +5,11 @@ import torch
 
 from common.ids import RequestId
 from common.messages.sampling import SamplingParams, TokenLogprobs
-from services.engine import prompt_scores
 from services.engine.api import ChoiceTokens, DecodeJob, EngineEvent, JobEnded, PrefixFound, TokensSampled
 from services.engine.core import EngineCore
-from services.engine.deterministic import DeterministicRunner, deterministic_layout
+from services.engine.model import prompt_scores
 from services.engine.runner import Runner, ScoreRequest, StepItem
+from services.engine.twin.deterministic import DeterministicRunner, deterministic_layout
 from services.scheduling.continuous import BatchLimits
 from tests.unit.engine.tiny_models import VOCAB, Subject, sample_request
 

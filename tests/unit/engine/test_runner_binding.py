@@ -7,9 +7,9 @@ from transformers import PreTrainedConfig
 from common.errors import ConfigError, ModelError
 from common.kv.intervals import Interval
 from common.kv.layout import KVDType, KVLayout, KVOrder
-from services.engine.binding import layout_of
+from services.engine.model.binding import layout_of
+from services.engine.model.torch_runner import TorchRunner, build_runner
 from services.engine.runner import StepItem
-from services.engine.torch_runner import TorchRunner, build_runner
 from tests.unit.engine.tiny_models import MODELS, VOCAB, RecordingSampler, make_model, refusal, sample_request
 
 

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from transformers import RepetitionPenaltyLogitsProcessor
 
 from common.messages.sampling import SamplingParams
-from services.engine.noise import gumbel_noise, noise_bits, noise_key, uniform_from
 from services.engine.runner import Sampled, SampleRequest
-from services.engine.sampling import Sampler
+from services.engine.sampling.noise import gumbel_noise, noise_bits, noise_key, uniform_from
+from services.engine.sampling.sampling import Sampler
 
 VOCAB = 512
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from services.engine.slowdown import Slowdown
+from services.engine.measuring.slowdown import Slowdown
 
 
 class Time:

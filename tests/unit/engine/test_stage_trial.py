@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from services.engine.deterministic_model import write_deterministic_model
+from services.engine.twin.deterministic_model import write_deterministic_model
 
 PROMPTS = [[5] * 40, [6] * 40, [7] * 40, [8] * 40]
 
@@ -15,7 +15,7 @@ async def run(tmp_path: Path, role: str, *trials: dict[str, Any]) -> tuple[int |
     """Exit code, what it said, and stderr."""
     folder = write_deterministic_model(tmp_path / "model")
     instance = json.dumps({"id": "alone", "role": role, "threads": 1, "kv_memory": "4MiB"})
-    command = ["-m", "services.engine.stage_trial", str(folder), "--dtype", "float32", "--instance", instance]
+    command = ["-m", "services.engine.measuring.stage_trial", str(folder), "--dtype", "float32", "--instance", instance]
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         *command,

@@ -12,9 +12,9 @@ from common.errors import ModelError
 from common.ids import RequestId
 from common.messages.sampling import SamplingParams
 from services.engine.api import BlocksReserved, DecodeJob, EngineEvent, JobEnded, TokensSampled
-from services.engine.deterministic import DeterministicRunner, deterministic_layout
 from services.engine.runner import Runner
 from services.engine.thread import EngineThread
+from services.engine.twin.deterministic import DeterministicRunner, deterministic_layout
 from services.scheduling.continuous import BatchLimits
 
 LIMITS = BatchLimits(block_size=4, max_sequences=4, budget=64)

@@ -14,9 +14,9 @@ from common.ids import RequestId
 from common.messages.sampling import SamplingParams
 from services.engine.api import DecodeJob, EngineEvent, JobEnded, PrefillJob
 from services.engine.core import EngineCore
-from services.engine.deterministic import DeterministicRunner, deterministic_layout
-from services.engine.measure import MeasurementRefused
+from services.engine.measuring.measure import MeasurementRefused
 from services.engine.thread import EngineThread
+from services.engine.twin.deterministic import DeterministicRunner, deterministic_layout
 from services.scheduling.continuous import BatchLimits
 
 STEP_S = 0.05

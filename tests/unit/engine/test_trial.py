@@ -5,12 +5,12 @@ import json
 import sys
 from pathlib import Path
 
-from services.engine.deterministic_model import write_deterministic_model
+from services.engine.twin.deterministic_model import write_deterministic_model
 
 
 async def test_trials_over_pipes(tmp_path: Path) -> None:
     folder = write_deterministic_model(tmp_path / "model")
-    command = ["-m", "services.engine.trial", str(folder), "--threads", "1", "--dtype", "float32"]
+    command = ["-m", "services.engine.measuring.trial", str(folder), "--threads", "1", "--dtype", "float32"]
     process = await asyncio.create_subprocess_exec(
         sys.executable, *command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
     )
@@ -27,7 +27,7 @@ async def test_trials_over_pipes(tmp_path: Path) -> None:
 async def test_a_trial_that_cannot_be_served_ends_the_program(tmp_path: Path) -> None:
     folder = write_deterministic_model(tmp_path / "model")
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "services.engine.trial", str(folder), "--threads", "1", "--dtype", "float32"),
+        *(sys.executable, "-m", "services.engine.measuring.trial", str(folder), "--threads", "1", "--dtype", "float32"),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,

@@ -11,9 +11,9 @@ from transformers import PreTrainedModel
 from common.errors import ModelError
 from common.kv.layout import KVOrder
 from common.messages.sampling import SamplingParams
+from services.engine.model.torch_runner import TorchRunner, build_runner
 from services.engine.native.kernels import Kernels
 from services.engine.runner import Sampled, SampleRequest, StepItem
-from services.engine.torch_runner import TorchRunner, build_runner
 
 VOCAB = 97
 WINDOW = 8

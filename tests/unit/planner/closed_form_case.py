@@ -8,17 +8,17 @@ from common.config.types import InstanceConfig
 from common.costs.models import DecodeStepCost, InstanceCosts, MixedStepCost, PrefillCost
 from common.ids import InstanceId
 from common.messages.control import Role
-from services.planner.lengths import Lengths, lengths_of
+from services.planner.closed_forms.lengths import Lengths, lengths_of
+from services.planner.closed_forms.rates import Instance
 from services.planner.plan import Serving
-from services.planner.rates import Instance
 from services.planner.request import Limits, Objective, PlanRequest, Pool
-from services.scheduling.profile import Origin
+from services.scheduling.profiles.profile import Origin
+from services.simulator.cluster.instance_facts import InstanceFacts
+from services.simulator.cluster.served_model import ServedModel
 from services.simulator.hardware.fitted import FittedTimer
 from services.simulator.hardware.models import find_model
 from services.simulator.hardware.strategy import Strategy
-from services.simulator.instance_facts import InstanceFacts
 from services.simulator.links import LinkSpec
-from services.simulator.served_model import ServedModel
 from services.simulator.workload.requests import TracedRequest, Workload
 
 MODEL = ServedModel(find_model("LLaMA3-8B"), "float16")

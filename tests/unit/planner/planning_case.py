@@ -11,13 +11,13 @@ from common.ids import InstanceId
 from common.messages.control import Role
 from services.planner.plan import Group, Option, Plan, Serving
 from services.planner.request import Limits, Objective, PlanRequest, Pool
-from services.simulator.cluster_keys import InstanceKeys
+from services.simulator.cluster.instance_facts import instance_facts
+from services.simulator.cluster.keys import InstanceKeys
+from services.simulator.cluster.served_model import ServedModel
 from services.simulator.hardware.catalogue import load_catalogue
 from services.simulator.hardware.models import find_model
 from services.simulator.hardware.strategy import Strategy
-from services.simulator.instance_facts import instance_facts
 from services.simulator.links import LinkSpec
-from services.simulator.served_model import ServedModel
 from services.simulator.workload.requests import TracedRequest, Workload
 
 MODEL = ServedModel(find_model("SmolLM2-135M"), "float16")

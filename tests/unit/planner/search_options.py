@@ -2,7 +2,7 @@
 
 from common.messages.control import Role
 from services.planner.plan import Group, Option
-from services.planner.problem import Problem
+from services.planner.search.problem import Problem
 from services.simulator.hardware.strategy import Strategy
 
 COMPUTE, BANDWIDTH = (0.1, 1.0), (1.0, 0.1)

@@ -7,17 +7,17 @@ from hypothesis import strategies as st
 from planning_case import MODEL, aggregated, group, pairs, plan, pool, request, workload
 
 from common.messages.control import Role
-from services.planner.deployment import deployed
-from services.planner.evaluate import Effort, Evaluation, evaluate, largest_rate, ranked, steady_rps, within
-from services.planner.mesh_file import mesh_of
+from services.planner.files.mesh_file import mesh_of
 from services.planner.plan import Group, Serving
-from services.planner.plan_part import part_of
-from services.planner.plan_words import in_words
+from services.planner.report.plan_words import in_words
 from services.planner.request import Limits, Objective
-from services.planner.trial_load import coming_at, resized, trial_of
+from services.planner.trials.deployment import deployed
+from services.planner.trials.evaluate import Effort, Evaluation, evaluate, largest_rate, ranked, steady_rps, within
+from services.planner.trials.plan_part import part_of
+from services.planner.trials.trial_load import coming_at, resized, trial_of
 from services.simulator.links import LinkSpec
-from services.simulator.sweep import max_throughput
-from services.simulator.system import serve
+from services.simulator.runs.sweep import max_throughput
+from services.simulator.runs.system import serve
 from services.simulator.workload.arrivals import fixed_interval, poisson
 
 EFFORT = Effort(most_requests=200)

@@ -14,7 +14,7 @@ from common.errors import ConfigError
 from common.ids import InstanceId
 from common.kv.layout import KVOrder
 from common.messages.control import Role
-from services.planner.mesh_file import hosts_of, mesh_of, mesh_text
+from services.planner.files.mesh_file import hosts_of, mesh_of, mesh_text
 from services.planner.plan import Serving
 
 

@@ -7,8 +7,8 @@ from planning_case import TP2, TP4, group, plan, pool
 
 from common.messages.control import Role
 from services.planner.errors import PlannerError
-from services.planner.packing import packed, seats
 from services.planner.plan import Serving
+from services.planner.trials.packing import packed, seats
 
 
 @st.composite

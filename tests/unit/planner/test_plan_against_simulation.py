@@ -8,14 +8,14 @@ import pytest
 
 from common.ids import InstanceId
 from common.messages.control import Role
-from services.planner.options import make_options
+from services.planner.closed_forms.options import make_options
+from services.planner.files.plan_keys import MachineKeys
+from services.planner.files.pools import Setting, pool_of
 from services.planner.plan import Option, Serving
-from services.planner.plan_keys import MachineKeys
-from services.planner.pools import Setting, pool_of
 from services.planner.request import Limits, Objective, PlanRequest
-from services.scheduling.policies import load_policy
-from services.simulator.cluster import Cluster, SimulatedInstance
-from services.simulator.cluster_keys import InstanceKeys
+from services.scheduling.policies.registry import load_policy
+from services.simulator.cluster.cluster import Cluster, SimulatedInstance
+from services.simulator.cluster.keys import InstanceKeys
 from services.simulator.hardware.catalogue import load_catalogue
 from services.simulator.hardware.strategy import Strategy
 from services.simulator.simulation import Simulation

@@ -9,11 +9,11 @@ import yaml
 
 from common.config.types import EmulateConfig, InstanceConfig
 from common.errors import ConfigError
-from services.planner.options import make_options
-from services.planner.plan_file import load_plan_file
-from services.planner.plan_keys import MachineKeys, Sizes, TemplateKeys
+from services.planner.closed_forms.options import make_options
+from services.planner.files.plan_file import load_plan_file
+from services.planner.files.plan_keys import MachineKeys, Sizes, TemplateKeys
 from services.planner.request import Limits, Objective, PlanRequest, Pool
-from services.scheduling.profile import Origin, Subject, encode_profile
+from services.scheduling.profiles.profile import Origin, Subject, encode_profile
 from services.simulator.hardware.catalogue import Catalogue, load_catalogue
 from services.simulator.hardware.models import find_model
 from services.simulator.hardware.spec_profile import spec_profile

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.planner.lengths import lengths_of
-from services.planner.lognormal import WIDEST, length_problems, lognormal_workload
-from services.planner.plan_keys import LengthKeys
+from services.planner.closed_forms.lengths import lengths_of
+from services.planner.files.lognormal import WIDEST, length_problems, lognormal_workload
+from services.planner.files.plan_keys import LengthKeys
 from services.simulator.workload.statistics import statistics
 from services.simulator.workload.synthetic import synthetic
 from tests.unit.planner.closed_form_case import workload

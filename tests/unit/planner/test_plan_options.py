@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.messages.control import Role
+from services.planner.closed_forms.options import Options, make_options
+from services.planner.closed_forms.queueing import MOST_UTILISATION
+from services.planner.closed_forms.rates import Factor
 from services.planner.errors import PlanError
-from services.planner.options import Options, make_options
 from services.planner.plan import Serving
-from services.planner.queueing import MOST_UTILISATION
-from services.planner.rates import Factor
 from services.planner.refusals import Obstacle
 from services.planner.request import Limits, Misfit, Objective, PlanRequest
 from services.simulator.hardware.strategy import Strategy

@@ -10,15 +10,15 @@ from rich.console import Console
 
 from common.messages.control import Role
 from services.planner.errors import PlannerError
-from services.planner.evaluate import Effort, Evaluation, evaluate
-from services.planner.pareto import SCALES, Limit, front
-from services.planner.pareto_plot import front_figure, plot_front
 from services.planner.plan import Serving
-from services.planner.plan_rows import front_rows, group_rows, plan_row, summary_of
-from services.planner.plan_table import plans_table
-from services.planner.plan_words import in_words, limits_in_words, price_of, price_per_million, wanted_in_words
+from services.planner.report.pareto_plot import front_figure, plot_front
+from services.planner.report.plan_rows import front_rows, group_rows, plan_row, summary_of
+from services.planner.report.plan_table import plans_table
+from services.planner.report.plan_words import in_words, limits_in_words, price_of, price_per_million, wanted_in_words
 from services.planner.request import Limits, Objective
-from services.simulator.system import serve
+from services.planner.search.pareto import SCALES, Limit, front
+from services.planner.trials.evaluate import Effort, Evaluation, evaluate
+from services.simulator.runs.system import serve
 
 RANKS = plan(Serving.DISAGGREGATED, group("l4", Role.DECODE, 8), group("a10", Role.PREFILL, 2, TP2), rate_rps=7.0)
 LIMITS = Limits(ttft_p99_s=1.0, tpot_p99_s=0.05)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.planner.queueing import (
+from services.planner.closed_forms.queueing import (
     MOST_UTILISATION,
     NEVER_WAITS,
     Wait,

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from services.planner.curves import decode_curve, whole_curve
-from services.planner.latencies import (
+from services.planner.closed_forms.curves import decode_curve, whole_curve
+from services.planner.closed_forms.latencies import (
     decode_floor_s,
     handing_seconds,
     prefill_floor_s,
@@ -12,8 +12,8 @@ from services.planner.latencies import (
     whole_floor_s,
     whole_utilisation,
 )
-from services.planner.lengths import lengths_of
-from services.planner.rates import Factor, prefill_seconds, slots, xiong_tokens_per_s
+from services.planner.closed_forms.lengths import lengths_of
+from services.planner.closed_forms.rates import Factor, prefill_seconds, slots, xiong_tokens_per_s
 from services.simulator.links import LinkSpec
 from tests.unit.planner.closed_form_case import TOKEN_BYTES, alike, instance, workload
 

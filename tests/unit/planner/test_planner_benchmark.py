@@ -16,12 +16,12 @@ from services.planner.benchmark.ratios import ratio_rows
 from services.planner.benchmark.roles import role_rows
 from services.planner.benchmark.run import PlannerBench, planner_rows, planner_summary
 from services.planner.benchmark.steady import requests_for_steady
-from services.planner.deployment import deployed
-from services.planner.evaluate import Effort
 from services.planner.plan import Serving
 from services.planner.planning import planned
 from services.planner.request import Objective
-from services.simulator.cluster import Cluster
+from services.planner.trials.deployment import deployed
+from services.planner.trials.evaluate import Effort
+from services.simulator.cluster.cluster import Cluster
 from services.simulator.hardware.catalogue import load_catalogue
 from services.simulator.workload.requests import TracedRequest, Workload
 

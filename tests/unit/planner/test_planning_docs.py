@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from services.cli.plan import PlanFlags, run_plan
-from services.planner.plan_keys import LengthKeys, LimitKeys, MachineKeys, PlanKeys, TemplateKeys, WorkloadKeys
+from services.planner.files.plan_keys import LengthKeys, LimitKeys, MachineKeys, PlanKeys, TemplateKeys, WorkloadKeys
 
 DOCS = Path(__file__).parents[3] / "docs"
 PAGE = (DOCS / "planning.md").read_text(encoding="utf-8")

@@ -14,9 +14,9 @@ from common.messages.control import Load
 from common.messages.device import DeviceFacts
 from common.messages.operator import InstanceInfo
 from services.planner.errors import Busy
-from services.planner.measuring import Survey, limits_of, measure_points, profile_of, unrest
-from services.scheduling.profile import ProfileError, Subject, decode_profile, encode_profile
-from services.scheduling.profile_grid import FULL, QUICK, grid_steps
+from services.planner.measuring.profiling import Survey, limits_of, measure_points, profile_of, unrest
+from services.scheduling.profiles.profile import ProfileError, Subject, decode_profile, encode_profile
+from services.scheduling.profiles.profile_grid import FULL, QUICK, grid_steps
 from tests.unit.common.bus_fixtures import registration
 
 D0 = InstanceId("d0")

@@ -8,10 +8,10 @@ import pytest
 from common.costs.models import DecodeStepCost, InstanceCosts, MixedStepCost, PrefillCost
 from common.errors import ConfigError
 from services.planner.errors import PlannerError
-from services.planner.plot import plot_profile, require_plots
-from services.scheduling.fit import fit_costs
-from services.scheduling.profile import Origin, Profile, Subject
-from services.scheduling.profile_grid import QUICK, GridLimits, grid_steps, point_of
+from services.planner.measuring.plot import plot_profile, require_plots
+from services.scheduling.profiles.fit import fit_costs
+from services.scheduling.profiles.profile import Origin, Profile, Subject
+from services.scheduling.profiles.profile_grid import QUICK, GridLimits, grid_steps, point_of
 
 TRUTH = InstanceCosts(PrefillCost(0.03, 0.002), MixedStepCost(0.04, 2e-3, 1e-5, 1e-5), DecodeStepCost(0.05, 4e-3, 1e-5))
 

@@ -2,11 +2,11 @@ import pytest
 from search_options import BANDWIDTH, COMPUTE, decode, device, prefill
 
 from common.messages.control import Role
-from services.planner.enumeration import count_combinations
 from services.planner.errors import PlannerError
 from services.planner.plan import Option, Plan, Serving
-from services.planner.problem import Problem, devices_of, uses_of
-from services.planner.search import LISTED, Found, best
+from services.planner.search.enumeration import count_combinations
+from services.planner.search.problem import Problem, devices_of, uses_of
+from services.planner.search.search import LISTED, Found, best
 from services.simulator.hardware.strategy import Strategy
 
 P, D = frozenset({Role.PREFILL}), frozenset({Role.DECODE})

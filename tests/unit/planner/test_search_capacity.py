@@ -1,7 +1,7 @@
 import pytest
 from search_options import decode, groups, prefill
 
-from services.planner.capacity import cronus_rps, handed_rps, rate_rps
+from services.planner.closed_forms.capacity import cronus_rps, handed_rps, rate_rps
 from services.planner.plan import Serving
 
 

@@ -3,9 +3,9 @@
 import pytest
 from search_options import large_cluster
 
-from services.planner.neighbours import neighbours
 from services.planner.plan import Serving
-from services.planner.search import best
+from services.planner.search.neighbours import neighbours
+from services.planner.search.search import best
 
 
 @pytest.mark.parametrize("wishes", [{}, {"budget": 400.0}, {"rate_rps": 1500.0}], ids=["rate", "budget", "price"])

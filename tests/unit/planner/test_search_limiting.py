@@ -2,8 +2,8 @@ import pytest
 from search_options import decode, groups, prefill
 
 from common.messages.control import Role
-from services.planner.capacity import rate_rps
-from services.planner.limiting import limiting_factors
+from services.planner.closed_forms.capacity import rate_rps
+from services.planner.closed_forms.limiting import limiting_factors
 from services.planner.plan import Group, Plan, Serving
 
 

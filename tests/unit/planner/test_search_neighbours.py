@@ -1,10 +1,10 @@
 from search_options import BANDWIDTH, COMPUTE, device, groups, prefill
 
 from common.messages.control import Role
-from services.planner.capacity import rate_rps
-from services.planner.neighbours import neighbours
+from services.planner.closed_forms.capacity import rate_rps
 from services.planner.plan import Group, Plan, Serving
-from services.planner.problem import Problem, make_plan
+from services.planner.search.neighbours import neighbours
+from services.planner.search.problem import Problem, make_plan
 from services.simulator.hardware.strategy import Strategy
 
 X, Y = device("x", COMPUTE, 2.0), device("y", BANDWIDTH, 1.0)

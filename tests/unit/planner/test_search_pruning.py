@@ -2,7 +2,7 @@ import pytest
 from search_options import decode, prefill
 
 from services.planner.plan import Option, Serving
-from services.planner.pruning import prune
+from services.planner.search.pruning import prune
 from services.simulator.hardware.strategy import Strategy
 
 TP1, TP2, TP4 = Strategy(1), Strategy(2), Strategy(4)

@@ -3,7 +3,7 @@ import os
 import numpy as np
 import pytest
 
-from services.planner.highs import LinearProgramme, solve
+from services.planner.search.highs import LinearProgramme, solve
 
 
 def knapsacks(size: int, constraints: int) -> LinearProgramme:

@@ -8,17 +8,17 @@ from common.kv.intervals import Interval
 from common.kv.layout import KVDType, KVLayout, KVOrder
 from common.messages.control import LinkFigures, Load, Register, Role
 from common.messages.sampling import SamplingParams
-from services.scheduling.balancer import Pair
-from services.scheduling.request import RequestSpec
-from services.scheduling.routing import InstanceView, MeshView
-from services.scheduling.stage_times import (
+from services.scheduling.ledgers.work_ledger import Work
+from services.scheduling.policies.balancer import Pair
+from services.scheduling.policies.routing import InstanceView, MeshView
+from services.scheduling.profiles.stage_times import (
     DecodeLoad,
     DecodeStage,
     PrefillLoad,
     PrefillStage,
     TransferStage,
 )
-from services.scheduling.work_ledger import Work
+from services.scheduling.request import RequestSpec
 
 COSTS = InstanceCosts(
     prefill=PrefillCost(base=0.005, per_token=1e-4),

@@ -17,16 +17,16 @@ from common.messages.control import (
     TokensEmitted,
 )
 from common.messages.sampling import SamplingParams
-from services.scheduling.fixed import FixedPolicy
-from services.scheduling.lifecycle import Lifecycle, Limits
-from services.scheduling.lifecycle_events import (
+from services.scheduling.lifecycle.events import (
     Arrived,
     Fail,
     LifecycleEffect,
     Place,
     Send,
 )
-from services.scheduling.members import LossReason, MemberJoined, MemberLost
+from services.scheduling.lifecycle.lifecycle import Lifecycle, Limits
+from services.scheduling.membership.members import LossReason, MemberJoined, MemberLost
+from services.scheduling.policies.fixed import FixedPolicy
 from services.scheduling.request import RequestSpec
 
 LAYOUT = KVLayout(

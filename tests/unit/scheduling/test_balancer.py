@@ -6,8 +6,8 @@ import msgspec
 import pytest
 
 from common.costs.models import MixedStepCost, PrefillCost
-from services.scheduling.balancer import Balance, Pair, SplitTask, choose_split, without_prefill
-from services.scheduling.stage_times import DecodeLoad, PrefillStage, TransferStage
+from services.scheduling.policies.balancer import Balance, Pair, SplitTask, choose_split, without_prefill
+from services.scheduling.profiles.stage_times import DecodeLoad, PrefillStage, TransferStage
 from tests.unit.scheduling.costs_case import BLOCK, BUDGET, COSTS, EVEN, SLOTS, a_pair
 
 SLOW = PrefillStage(PrefillCost(base=1e6, per_token=1.0))

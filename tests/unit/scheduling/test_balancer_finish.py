@@ -4,8 +4,8 @@ import msgspec
 import pytest
 
 from common.costs.models import MixedStepCost, PrefillCost
-from services.scheduling.balancer import Balance, Pair, Split, SplitTask, choose_split, without_prefill
-from services.scheduling.stage_times import BusyPrefill, DecodeLoad, PrefillStage, TransferStage
+from services.scheduling.policies.balancer import Balance, Pair, Split, SplitTask, choose_split, without_prefill
+from services.scheduling.profiles.stage_times import BusyPrefill, DecodeLoad, PrefillStage, TransferStage
 from tests.unit.scheduling.costs_case import BUDGET, EVEN, a_pair
 
 

@@ -6,14 +6,14 @@ import pytest
 from common.ids import InstanceId
 from common.kv.layout import KVDType
 from common.messages.control import LinkFigures
-from services.scheduling.candidates import (
+from services.scheduling.policies.candidates import (
     UNBOUNDED_BUDGET,
     Pairs,
     decode_candidate,
     prefill_candidate,
     present_costs,
 )
-from services.scheduling.stage_times import (
+from services.scheduling.profiles.stage_times import (
     DecodeLoad,
     DecodeStage,
     PrefillLoad,

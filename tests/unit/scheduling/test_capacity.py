@@ -5,13 +5,13 @@ import pytest
 
 from common.costs.models import DecodeStepCost, InstanceCosts, MixedStepCost, PrefillCost
 from common.errors import FailureKind
-from services.scheduling.capacity import CapacityPolicy, CapacitySettings
-from services.scheduling.capacity_target import Demand, Target, pressure_of, shared_finish_s
-from services.scheduling.fixed import FixedPolicy
+from services.scheduling.ledgers.work_ledger import Mix, Share, Work
 from services.scheduling.placement import Placement
+from services.scheduling.policies.capacity import CapacityPolicy, CapacitySettings
+from services.scheduling.policies.capacity_target import Demand, Target, pressure_of, shared_finish_s
+from services.scheduling.policies.fixed import FixedPolicy
+from services.scheduling.policies.routing import InstanceView, MeshView, Wait
 from services.scheduling.request import RequestSpec
-from services.scheduling.routing import InstanceView, MeshView, Wait
-from services.scheduling.work_ledger import Mix, Share, Work
 from tests.unit.scheduling.costs_case import a_decode, a_member, a_mesh, a_prefill, a_request
 
 EVEN = InstanceCosts(

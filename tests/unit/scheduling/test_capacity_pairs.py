@@ -7,15 +7,15 @@ from hypothesis import strategies as st
 
 from common.ids import InstanceId
 from common.messages.control import LinkFigures
-from services.scheduling.balancer import Balance
-from services.scheduling.candidates import decode_candidate
-from services.scheduling.capacity import CapacityPolicy, CapacitySettings
-from services.scheduling.capacity_target import Demand, Target
+from services.scheduling.ledgers.work_ledger import Mix, Work
 from services.scheduling.placement import Candidate, Placement
+from services.scheduling.policies.balancer import Balance
+from services.scheduling.policies.candidates import decode_candidate
+from services.scheduling.policies.capacity import CapacityPolicy, CapacitySettings
+from services.scheduling.policies.capacity_target import Demand, Target
+from services.scheduling.policies.routing import InstanceView, MeshView, Wait
+from services.scheduling.profiles.stage_times import DecodeLoad
 from services.scheduling.request import RequestSpec
-from services.scheduling.routing import InstanceView, MeshView, Wait
-from services.scheduling.stage_times import DecodeLoad
-from services.scheduling.work_ledger import Mix, Work
 from tests.unit.scheduling.costs_case import TOKEN_BYTES, a_decode, a_member, a_mesh, a_prefill, a_request
 from tests.unit.scheduling.test_capacity import EVEN, POLICY, REQUEST
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.scheduling.correction import Correction
+from services.scheduling.profiles.correction import Correction
 
 SECONDS = st.floats(min_value=1e-6, max_value=1e4)
 ANYTHING = st.floats(allow_nan=True, allow_infinity=True)

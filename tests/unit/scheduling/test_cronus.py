@@ -4,13 +4,13 @@ import msgspec
 import pytest
 
 from common.errors import FailureKind
-from services.scheduling.balancer import Balance
-from services.scheduling.cronus import CronusPolicy, CronusSettings
-from services.scheduling.fixed import FixedPolicy
 from services.scheduling.placement import Placement
+from services.scheduling.policies.balancer import Balance
+from services.scheduling.policies.cronus import CronusPolicy, CronusSettings
+from services.scheduling.policies.fixed import FixedPolicy
+from services.scheduling.policies.routing import MeshView, Wait
+from services.scheduling.profiles.stage_times import DecodeLoad
 from services.scheduling.request import RequestSpec
-from services.scheduling.routing import MeshView, Wait
-from services.scheduling.stage_times import DecodeLoad
 from tests.unit.scheduling.costs_case import (
     COSTS,
     SLOTS,

@@ -20,14 +20,14 @@ from common.messages.control import (
     RunPrefill,
     TokensEmitted,
 )
-from services.scheduling.balancer import Balance
-from services.scheduling.cronus import CronusPolicy, CronusSettings
-from services.scheduling.lifecycle import Lifecycle, Limits
-from services.scheduling.lifecycle_events import Arrived, ClientGone, Fail, LifecycleEvent, Place, Send
-from services.scheduling.members import LoadReported, LossReason, MemberJoined, MemberLost
+from services.scheduling.lifecycle.events import Arrived, ClientGone, Fail, LifecycleEvent, Place, Send
+from services.scheduling.lifecycle.lifecycle import Lifecycle, Limits
+from services.scheduling.membership.members import LoadReported, LossReason, MemberJoined, MemberLost
 from services.scheduling.placement import Placement
+from services.scheduling.policies.balancer import Balance
+from services.scheduling.policies.cronus import CronusPolicy, CronusSettings
+from services.scheduling.policies.routing import MeshView, Wait
 from services.scheduling.request import RequestSpec
-from services.scheduling.routing import MeshView, Wait
 from tests.unit.scheduling.costs_case import a_member, a_request
 
 SLOTS_PER_P = 2

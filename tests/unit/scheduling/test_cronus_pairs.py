@@ -6,13 +6,13 @@ from hypothesis import strategies as st
 
 from common.ids import InstanceId
 from common.messages.control import LinkFigures
-from services.scheduling.balancer import Balance, Split, SplitTask, choose_split
-from services.scheduling.candidates import Pairs, decode_candidate, prefill_candidate
-from services.scheduling.cronus import CronusPolicy, CronusSettings
 from services.scheduling.placement import Placement
+from services.scheduling.policies.balancer import Balance, Split, SplitTask, choose_split
+from services.scheduling.policies.candidates import Pairs, decode_candidate, prefill_candidate
+from services.scheduling.policies.cronus import CronusPolicy, CronusSettings
+from services.scheduling.policies.routing import MeshView
+from services.scheduling.profiles.stage_times import DecodeLoad
 from services.scheduling.request import RequestSpec
-from services.scheduling.routing import MeshView
-from services.scheduling.stage_times import DecodeLoad
 from tests.unit.scheduling.costs_case import COSTS, SLOTS, a_decode, a_member, a_mesh, a_prefill, a_request
 
 SLOW = COSTS.scaled(4.0)

@@ -7,20 +7,20 @@ import msgspec
 import pytest
 
 from common.errors import FailureKind
-from services.scheduling.dealing import (
+from services.scheduling.ledgers.work_ledger import Work
+from services.scheduling.placement import Placement
+from services.scheduling.policies.dealing import (
     LeastKVPolicy,
     PowerOfTwoPolicy,
     RandomPolicy,
     RoundRobinPolicy,
     ShortestQueuePolicy,
 )
-from services.scheduling.fixed import FixedPolicy
-from services.scheduling.placement import Placement
-from services.scheduling.policies import WHOLE_ONLY, load_policy
+from services.scheduling.policies.fixed import FixedPolicy
+from services.scheduling.policies.registry import WHOLE_ONLY, load_policy
+from services.scheduling.policies.routing import InstanceView, PlacementPolicy, Wait
+from services.scheduling.profiles.stage_times import DecodeLoad
 from services.scheduling.request import RequestSpec
-from services.scheduling.routing import InstanceView, PlacementPolicy, Wait
-from services.scheduling.stage_times import DecodeLoad
-from services.scheduling.work_ledger import Work
 from tests.unit.scheduling.costs_case import COSTS, a_decode, a_member, a_mesh, a_prefill, a_request
 
 NAMES = sorted(WHOLE_ONLY)

@@ -1,8 +1,8 @@
 """Policy disagg: unlike instances that know their costs get unlike shares."""
 
-from services.scheduling.disaggregated import DisaggregatedPolicy
 from services.scheduling.placement import Placement
-from services.scheduling.routing import InstanceView
+from services.scheduling.policies.disaggregated import DisaggregatedPolicy
+from services.scheduling.policies.routing import InstanceView
 from tests.unit.scheduling.costs_case import a_decode, a_member, a_mesh, a_prefill
 from tests.unit.scheduling.test_capacity import REQUEST
 from tests.unit.scheduling.test_capacity_pairs import a_d, a_p

@@ -3,7 +3,7 @@
 import pytest
 
 from common.errors import FailureKind
-from services.scheduling.eligibility import missing_role, too_long, total_tokens, with_room
+from services.scheduling.policies.eligibility import missing_role, too_long, total_tokens, with_room
 from tests.unit.scheduling.costs_case import a_decode, a_member, a_mesh, a_prefill, a_request
 
 

@@ -8,9 +8,9 @@ import pytest
 from common.costs.models import DecodeStepCost, InstanceCosts, MixedStepCost, PrefillCost
 from common.costs.shape import StepShape
 from common.costs.step import Step
-from services.scheduling.fit import fit_costs
-from services.scheduling.profile import Point, ProfileError
-from services.scheduling.profile_grid import FULL, GridLimits, grid_steps, point_of
+from services.scheduling.profiles.fit import fit_costs
+from services.scheduling.profiles.profile import Point, ProfileError
+from services.scheduling.profiles.profile_grid import FULL, GridLimits, grid_steps, point_of
 
 TRUTH = InstanceCosts(
     prefill=PrefillCost(0.03, 0.002),

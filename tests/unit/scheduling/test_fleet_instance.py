@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 
 from common.ids import RequestId
 from common.messages.control import DecodeProgress, Load
-from services.scheduling.fleet_instance import FleetInstance
-from services.scheduling.routing import InstanceView
-from services.scheduling.stage_times import DecodeLoad
-from services.scheduling.work_ledger import Share, Work
+from services.scheduling.ledgers.fleet_instance import FleetInstance
+from services.scheduling.ledgers.work_ledger import Share, Work
+from services.scheduling.policies.routing import InstanceView
+from services.scheduling.profiles.stage_times import DecodeLoad
 from tests.unit.scheduling.costs_case import a_member
 
 MOST = 6

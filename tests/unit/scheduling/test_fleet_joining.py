@@ -2,12 +2,12 @@
 
 from common.ids import RequestId
 from common.messages.control import Load
-from services.scheduling.fixed import FixedPolicy
-from services.scheduling.fleet import Fleet
-from services.scheduling.lifecycle import Lifecycle, Limits
-from services.scheduling.lifecycle_events import Place
-from services.scheduling.members import LoadReported, MemberJoined
-from services.scheduling.work_ledger import Share
+from services.scheduling.ledgers.fleet import Fleet
+from services.scheduling.ledgers.work_ledger import Share
+from services.scheduling.lifecycle.events import Place
+from services.scheduling.lifecycle.lifecycle import Lifecycle, Limits
+from services.scheduling.membership.members import LoadReported, MemberJoined
+from services.scheduling.policies.fixed import FixedPolicy
 from tests.unit.scheduling.lifecycle_case import D0, D1, GENERATION, P0, a_member, a_spec, arrive, places
 
 

@@ -8,18 +8,18 @@ import pytest
 from common.ids import Generation, InstanceId, RequestId
 from common.kv.prefix import PrefixKeys, PrefixNews, root_key
 from common.messages.control import Load, PrefixReused
-from services.scheduling.balancer import Balance, SplitTask, choose_split
-from services.scheduling.capacity import CapacityPolicy
-from services.scheduling.cronus import CronusPolicy
-from services.scheduling.disaggregated import DisaggregatedPolicy
-from services.scheduling.fixed import FixedPolicy
-from services.scheduling.lifecycle_events import Reused
-from services.scheduling.members import LoadReported
+from services.scheduling.ledgers.prefixes import HeldPrefixes
+from services.scheduling.lifecycle.events import Reused
+from services.scheduling.membership.members import LoadReported
 from services.scheduling.placement import Placement
-from services.scheduling.prefixes import HeldPrefixes
+from services.scheduling.policies.balancer import Balance, SplitTask, choose_split
+from services.scheduling.policies.capacity import CapacityPolicy
+from services.scheduling.policies.cronus import CronusPolicy
+from services.scheduling.policies.disaggregated import DisaggregatedPolicy
+from services.scheduling.policies.fixed import FixedPolicy
+from services.scheduling.policies.routing import InstanceView, MeshView, PlacementPolicy
+from services.scheduling.profiles.stage_times import DecodeLoad, PrefillStage
 from services.scheduling.request import RequestSpec
-from services.scheduling.routing import InstanceView, MeshView, PlacementPolicy
-from services.scheduling.stage_times import DecodeLoad, PrefillStage
 from tests.unit.scheduling.costs_case import (
     BLOCK,
     COSTS,

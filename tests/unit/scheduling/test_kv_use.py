@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.scheduling.kv_use import peak_tokens
-from services.scheduling.work_ledger import Mix, Share, Work
+from services.scheduling.ledgers.kv_use import peak_tokens
+from services.scheduling.ledgers.work_ledger import Mix, Share, Work
 
 
 def work_of(*sequences: tuple[int, int]) -> Work:

@@ -8,9 +8,7 @@ from common.messages.control import (
     RunPrefill,
 )
 from common.messages.sampling import SamplingParams
-from services.scheduling.fixed import FixedPolicy
-from services.scheduling.lifecycle import Lifecycle, Limits
-from services.scheduling.lifecycle_events import (
+from services.scheduling.lifecycle.events import (
     ClientGone,
     Deliver,
     Fail,
@@ -19,10 +17,12 @@ from services.scheduling.lifecycle_events import (
     Place,
     Send,
 )
-from services.scheduling.members import LoadReported, MemberJoined
+from services.scheduling.lifecycle.lifecycle import Lifecycle, Limits
+from services.scheduling.membership.members import LoadReported, MemberJoined
 from services.scheduling.placement import Placement
+from services.scheduling.policies.fixed import FixedPolicy
+from services.scheduling.policies.routing import MeshView, Wait
 from services.scheduling.request import RequestSpec
-from services.scheduling.routing import MeshView, Wait
 from tests.unit.scheduling.lifecycle_case import (
     D0,
     D1,

@@ -7,7 +7,7 @@ from common.ids import Generation, InstanceId, RequestId
 from common.messages.control import (
     Abort,
 )
-from services.scheduling.lifecycle_events import (
+from services.scheduling.lifecycle.events import (
     ClientGone,
     Deliver,
     Fail,
@@ -16,7 +16,7 @@ from services.scheduling.lifecycle_events import (
     Send,
     ShutdownRequested,
 )
-from services.scheduling.members import LossReason, MemberJoined, MemberLost
+from services.scheduling.membership.members import LossReason, MemberJoined, MemberLost
 from services.scheduling.tick import Tick
 from tests.unit.scheduling.lifecycle_case import (
     D0,

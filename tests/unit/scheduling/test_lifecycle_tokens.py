@@ -8,7 +8,7 @@ from common.messages.control import (
     EmittedTokens,
 )
 from common.messages.sampling import TokenLogprobs
-from services.scheduling.lifecycle_events import (
+from services.scheduling.lifecycle.events import (
     Deliver,
     Fail,
     Finish,

@@ -4,8 +4,8 @@ from common.ids import Generation, InstanceId
 from common.kv.intervals import Interval
 from common.kv.layout import KVDType, KVLayout, KVOrder
 from common.messages.control import LinkFigures, LinkMeasured, MeetPrefill, Register, Role
-from services.scheduling.links import Links, Meet
-from services.scheduling.members import LossReason, MemberJoined, MemberLost
+from services.scheduling.membership.links import Links, Meet
+from services.scheduling.membership.members import LossReason, MemberJoined, MemberLost
 
 LAYOUT = KVLayout("tiny", KVDType.FLOAT32, 16, KVOrder.NHD, Interval(0, 2), Interval(0, 3), 8)
 

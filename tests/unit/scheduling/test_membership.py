@@ -18,8 +18,8 @@ from common.messages.control import (
     Role,
     Welcome,
 )
-from services.scheduling.members import LoadReported, LossReason, MemberJoined, MemberLost
-from services.scheduling.membership import (
+from services.scheduling.membership.members import LoadReported, LossReason, MemberJoined, MemberLost
+from services.scheduling.membership.membership import (
     KeyWithdrawn,
     Membership,
     MembershipEffect,

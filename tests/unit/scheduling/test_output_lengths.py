@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import ConfigError
-from services.scheduling.output_lengths import (
+from services.scheduling.ledgers.output_lengths import (
     PREDICTORS,
     ClassQuantile,
     LengthWindow,

@@ -5,7 +5,7 @@ import pytest
 
 from common.costs.models import DecodeStepCost, InstanceCosts, MixedStepCost, PrefillCost
 from common.costs.shape import StepShape
-from services.scheduling.profile import (
+from services.scheduling.profiles.profile import (
     Fit,
     Origin,
     Point,

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from common.costs.models import DecodeStepCost, InstanceCosts, MixedStepCost, PrefillCost
 from common.costs.shape import StepShape
 from common.costs.step import Step
-from services.scheduling.fit import fit_costs
-from services.scheduling.profile import ProfileError
-from services.scheduling.profile_grid import FULL, QUICK, STARTUP, GridLimits, GridSize, grid_steps, point_of
+from services.scheduling.profiles.fit import fit_costs
+from services.scheduling.profiles.profile import ProfileError
+from services.scheduling.profiles.profile_grid import FULL, QUICK, STARTUP, GridLimits, GridSize, grid_steps, point_of
 
 COSTS = InstanceCosts(
     prefill=PrefillCost(0.03, 0.002),

@@ -6,9 +6,9 @@ from common.ids import Generation, InstanceId, RequestId
 from common.kv.intervals import Interval
 from common.kv.layout import KVDType, KVLayout, KVOrder
 from common.messages.control import Register, Role
-from services.scheduling.policies import load_policy
-from services.scheduling.proofs import Ask, Drop, Pair, Proofs, pairs_of
-from services.scheduling.routing import InstanceView, MeshView
+from services.scheduling.membership.proofs import Ask, Drop, Pair, Proofs, pairs_of
+from services.scheduling.policies.registry import load_policy
+from services.scheduling.policies.routing import InstanceView, MeshView
 
 P0, P1, D0 = InstanceId("p0"), InstanceId("p1"), InstanceId("d0")
 PAIR, OTHER, ALONE = Pair(P0, D0), Pair(P1, D0), Pair(None, D0)

@@ -4,8 +4,8 @@ import msgspec
 import pytest
 
 from common.costs.models import DecodeStepCost, InstanceCosts, MixedStepCost, PrefillCost
-from services.scheduling.rates import Rates, decode_rates
-from services.scheduling.work_ledger import Mix, Work
+from services.scheduling.ledgers.rates import Rates, decode_rates
+from services.scheduling.ledgers.work_ledger import Mix, Work
 from tests.unit.scheduling.costs_case import a_decode, a_member
 
 # A step of decodes takes 10 ms and 1 ms for each sequence; one with a chunk of a prompt 15 ms and 0.1 ms per token.

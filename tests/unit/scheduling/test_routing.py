@@ -8,11 +8,11 @@ from common.kv.intervals import Interval
 from common.kv.layout import KVDType, KVLayout, KVOrder
 from common.messages.control import Register, Role
 from common.messages.sampling import SamplingParams
-from services.scheduling.fixed import FixedPolicy
 from services.scheduling.placement import Placement
-from services.scheduling.policies import load_policy
+from services.scheduling.policies.fixed import FixedPolicy
+from services.scheduling.policies.registry import load_policy
+from services.scheduling.policies.routing import InstanceView, MeshView, Wait
 from services.scheduling.request import RequestSpec
-from services.scheduling.routing import InstanceView, MeshView, Wait
 
 LAYOUT = KVLayout(
     model="tiny",

@@ -7,10 +7,10 @@ from common.ids import RequestId, TransferId
 from common.kv.prefix import PrefixKeys, PrefixNews, root_key
 from common.messages.control import EmittedTokens, Load, RunDecode
 from common.messages.sampling import SamplingParams, TokenLogprobs
-from services.scheduling.lifecycle import Lifecycle, Limits
-from services.scheduling.lifecycle_events import Arrived, Deliver, Place, Send
-from services.scheduling.members import LoadReported, MemberJoined
-from services.scheduling.policies import POLICIES, load_policy
+from services.scheduling.lifecycle.events import Arrived, Deliver, Place, Send
+from services.scheduling.lifecycle.lifecycle import Lifecycle, Limits
+from services.scheduling.membership.members import LoadReported, MemberJoined
+from services.scheduling.policies.registry import POLICIES, load_policy
 from tests.unit.scheduling.costs_case import BLOCK, LAYOUT, a_member, a_request
 from tests.unit.scheduling.lifecycle_case import a_lifecycle, a_spec, arrive, emit
 

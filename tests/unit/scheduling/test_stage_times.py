@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from common.costs.models import PrefillCost
 from common.costs.shape import StepShape
-from services.scheduling.stage_times import (
+from services.scheduling.profiles.stage_times import (
     BusyDecode,
     BusyPrefill,
     DecodeLoad,

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from common.costs.models import MixedStepCost
 from common.errors import FailureKind
 from common.ids import InstanceId
-from services.scheduling.fixed import FixedPolicy
 from services.scheduling.placement import Placement
+from services.scheduling.policies.fixed import FixedPolicy
+from services.scheduling.policies.routing import InstanceView, Wait
+from services.scheduling.policies.weighted import WeightedPolicy, weights_of
 from services.scheduling.request import RequestSpec
-from services.scheduling.routing import InstanceView, Wait
-from services.scheduling.weighted import WeightedPolicy, weights_of
 from tests.unit.scheduling.costs_case import BUDGET, COSTS, a_decode, a_member, a_mesh, a_prefill, a_request
 
 POLICY = WeightedPolicy()

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.ids import RequestId
-from services.scheduling.work_ledger import LedgerError, Mix, Share, Work, WorkLedger
+from services.scheduling.ledgers.work_ledger import LedgerError, Mix, Share, Work, WorkLedger
 
 A, B = RequestId("a"), RequestId("b")
 

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Sequence
 
 from services.scheduling.continuous import BatchLimits
-from services.simulator.engine import SimulatedEngine
-from services.simulator.engine_events import EngineEvent
-from services.simulator.timing import DecodeLine, StepTimer
+from services.simulator.engine.engine import SimulatedEngine
+from services.simulator.engine.events import EngineEvent
+from services.simulator.engine.timing import DecodeLine, StepTimer
 
 Command = Callable[[SimulatedEngine, float], None]
 

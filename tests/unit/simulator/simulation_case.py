@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from common.messages.control import Role
-from services.scheduling.fixed import FixedPolicy
-from services.scheduling.routing import PlacementPolicy
-from services.simulator.cluster import Cluster, SimulatedInstance
+from services.scheduling.policies.fixed import FixedPolicy
+from services.scheduling.policies.routing import PlacementPolicy
+from services.simulator.cluster.cluster import Cluster, SimulatedInstance
+from services.simulator.engine.timing import DecodeLine, StepTimer
 from services.simulator.links import LinkSpec
 from services.simulator.simulation import Simulation
-from services.simulator.timing import DecodeLine, StepTimer
 from services.simulator.workers import SimulatedPrefill
 from services.simulator.workload.requests import TracedRequest, Workload
 

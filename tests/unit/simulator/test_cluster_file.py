@@ -11,13 +11,13 @@ import yaml
 from common.config.typed import typed
 from common.errors import ConfigError
 from common.messages.control import Role
-from services.scheduling.balancer import Balance
-from services.scheduling.cronus import CronusPolicy
-from services.scheduling.fixed import FixedPolicy
-from services.scheduling.profile import Origin, Profile, Subject, encode_profile
-from services.scheduling.weighted import WeightedPolicy
-from services.simulator.cluster_file import ClusterFile, load_cluster_file
-from services.simulator.cluster_keys import ClusterKeys
+from services.scheduling.policies.balancer import Balance
+from services.scheduling.policies.cronus import CronusPolicy
+from services.scheduling.policies.fixed import FixedPolicy
+from services.scheduling.policies.weighted import WeightedPolicy
+from services.scheduling.profiles.profile import Origin, Profile, Subject, encode_profile
+from services.simulator.cluster.file import ClusterFile, load_cluster_file
+from services.simulator.cluster.keys import ClusterKeys
 from services.simulator.hardware.catalogue import load_catalogue
 from services.simulator.hardware.memory import InfeasibleError
 from services.simulator.hardware.models import find_model

@@ -4,9 +4,9 @@ import pytest
 
 from common.ids import InstanceId
 from common.messages.control import Role
-from services.scheduling.policies import POLICIES, WHOLE_ONLY
-from services.simulator.cluster_keys import ClusterKeys, InstanceKeys, SystemKeys
-from services.simulator.cluster_rules import serving_problems
+from services.scheduling.policies.registry import POLICIES, WHOLE_ONLY
+from services.simulator.cluster.keys import ClusterKeys, InstanceKeys, SystemKeys
+from services.simulator.cluster.rules import serving_problems
 
 
 def problems(policy: str, *roles: Role) -> list[str]:

@@ -3,7 +3,7 @@
 import pytest
 from engine_case import Driver, decode, end, landed, prefill
 
-from services.simulator.engine_events import BlocksReserved, Finished, FirstToken, PrefillAdvanced, PrefillComputed
+from services.simulator.engine.events import BlocksReserved, Finished, FirstToken, PrefillAdvanced, PrefillComputed
 
 A, B, C = 1, 2, 3
 

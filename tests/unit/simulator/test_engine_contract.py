@@ -4,14 +4,14 @@ import pytest
 from engine_case import Driver, HandTimer, decode, end, landed, prefill
 
 from services.scheduling.continuous import BatchLimits, StepPlan, Work
-from services.simulator.decode_run import DecodeRun
-from services.simulator.engine import SimulatedEngine
-from services.simulator.engine_checks import check_begin, check_end, check_seconds
-from services.simulator.engine_core import SimulatedCore
-from services.simulator.engine_events import BlocksReserved, EngineEvent, Finished, FirstToken, IgnoredGaps, Refused
-from services.simulator.engine_events import SimulationError as Fault
-from services.simulator.engine_records import Batch, SimulatedSequence
-from services.simulator.waiting_queue import WaitingQueue
+from services.simulator.engine.checks import check_begin, check_end, check_seconds
+from services.simulator.engine.core import SimulatedCore
+from services.simulator.engine.decode_run import DecodeRun
+from services.simulator.engine.engine import SimulatedEngine
+from services.simulator.engine.events import BlocksReserved, EngineEvent, Finished, FirstToken, IgnoredGaps, Refused
+from services.simulator.engine.events import SimulationError as Fault
+from services.simulator.engine.records import Batch, SimulatedSequence
+from services.simulator.engine.waiting_queue import WaitingQueue
 
 A, B, C = 1, 2, 3
 LIMITS = BatchLimits(block_size=4, max_sequences=4, budget=8)

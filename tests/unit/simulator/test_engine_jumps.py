@@ -7,9 +7,9 @@ from engine_case import Driver, decode, end
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.simulator.decode_run import DecodeRun
-from services.simulator.engine_events import Finished, FirstToken
-from services.simulator.engine_records import Batch, StepInProgress
+from services.simulator.engine.decode_run import DecodeRun
+from services.simulator.engine.events import Finished, FirstToken
+from services.simulator.engine.records import Batch, StepInProgress
 
 A, B = 1, 2
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from services.scheduling.profile import Origin
+from services.scheduling.profiles.profile import Origin
 from services.simulator.hardware.catalogue import load_catalogue
 from services.simulator.hardware.device import DeviceSpec
 from services.simulator.hardware.table import device_tables, sensitivity_table

@@ -16,7 +16,7 @@ from services.simulator.hardware.spec_profile import spec_profile
 from services.simulator.hardware.stages import stage_models, step_timer
 from services.simulator.hardware.strategy import Strategy
 from services.simulator.links import LinkSpec
-from services.simulator.pipeline_line import PipelineLine, StepWork
+from services.simulator.pipeline.line import PipelineLine, StepWork
 
 CATALOGUE = load_catalogue()
 A100, A100_PCIE, A10 = (CATALOGUE.device(name) for name in ("A100 80GB SXM", "A100 80GB PCIe", "A10"))

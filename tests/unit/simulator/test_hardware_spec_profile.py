@@ -4,7 +4,7 @@ import pytest
 
 from common.costs.shape import StepShape
 from common.errors import ConfigError
-from services.scheduling.profile import Origin, Profile, Subject, decode_profile, encode_profile
+from services.scheduling.profiles.profile import Origin, Profile, Subject, decode_profile, encode_profile
 from services.simulator.hardware.catalogue import load_catalogue
 from services.simulator.hardware.memory import InfeasibleError
 from services.simulator.hardware.models import find_model

@@ -5,11 +5,13 @@ import pytest
 
 from common.errors import ConfigError
 from common.messages.control import Role
-from services.scheduling.fixed import FixedPolicy
-from services.scheduling.profile import Origin, Profile, ProfileError, Subject
-from services.scheduling.weighted import WeightedPolicy
-from services.simulator.cluster import Cluster, SimulatedInstance
-from services.simulator.cluster_keys import InstanceKeys
+from services.scheduling.policies.fixed import FixedPolicy
+from services.scheduling.policies.weighted import WeightedPolicy
+from services.scheduling.profiles.profile import Origin, Profile, ProfileError, Subject
+from services.simulator.cluster.cluster import Cluster, SimulatedInstance
+from services.simulator.cluster.instance_facts import InstanceFacts, device_facts, profile_facts
+from services.simulator.cluster.keys import InstanceKeys
+from services.simulator.cluster.served_model import ServedModel
 from services.simulator.hardware.catalogue import load_catalogue
 from services.simulator.hardware.memory import InfeasibleError, kv_capacity_tokens
 from services.simulator.hardware.models import find_model
@@ -17,10 +19,8 @@ from services.simulator.hardware.pipelined import PipelinedTimer
 from services.simulator.hardware.roofline import RooflineTimer
 from services.simulator.hardware.spec_profile import spec_profile
 from services.simulator.hardware.strategy import Strategy
-from services.simulator.instance_facts import InstanceFacts, device_facts, profile_facts
 from services.simulator.links import LinkSpec
-from services.simulator.report import Report
-from services.simulator.served_model import ServedModel
+from services.simulator.runs.report import Report
 from services.simulator.simulate import simulate
 from services.simulator.workload.arrivals import all_at_once
 from services.simulator.workload.requests import TracedRequest, Workload

@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.scheduling.continuous import BatchLimits, admit
-from services.simulator.engine import SimulatedEngine
-from services.simulator.engine_events import BlocksReserved, EngineEvent, Finished, FirstToken, SimulatedLoad
+from services.simulator.engine.engine import SimulatedEngine
+from services.simulator.engine.events import BlocksReserved, EngineEvent, Finished, FirstToken, SimulatedLoad
+from services.simulator.engine.timing import DecodeLine, StepTimer
 from services.simulator.links import LinkSpec
-from services.simulator.pipeline import PipelineEngine
-from services.simulator.pipeline_line import PipelineSpec
-from services.simulator.timing import DecodeLine, StepTimer
+from services.simulator.pipeline.line import PipelineSpec
+from services.simulator.pipeline.pipeline import PipelineEngine
 
 INSTANT = LinkSpec(float("inf"), 0.0)
 Engine = SimulatedEngine | PipelineEngine

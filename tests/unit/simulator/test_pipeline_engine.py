@@ -5,7 +5,7 @@ import pytest
 from common.costs.models import DecodeStepCost, InstanceCosts, MixedStepCost, PrefillCost
 from common.messages.control import Role
 from services.scheduling.continuous import BatchLimits
-from services.simulator.engine_events import (
+from services.simulator.engine.events import (
     BlocksReserved,
     EngineEvent,
     Finished,
@@ -13,11 +13,11 @@ from services.simulator.engine_events import (
     Refused,
     SimulationError,
 )
-from services.simulator.engine_records import EngineCounters
+from services.simulator.engine.records import EngineCounters
 from services.simulator.hardware.fitted import FittedTimer
 from services.simulator.links import LinkSpec
-from services.simulator.pipeline import PipelineEngine
-from services.simulator.pipeline_line import PipelineSpec
+from services.simulator.pipeline.line import PipelineSpec
+from services.simulator.pipeline.pipeline import PipelineEngine
 
 INSTANT = LinkSpec(float("inf"), 0.0)
 LIMITS = BatchLimits(block_size=4, max_sequences=8, budget=8)

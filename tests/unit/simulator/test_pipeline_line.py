@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.simulator.engine_events import SimulationError
+from services.simulator.engine.events import SimulationError
+from services.simulator.engine.timing import DecodeLine, StepTimer
 from services.simulator.links import LinkSpec
-from services.simulator.pipeline_line import PipelineLine, StepWork
-from services.simulator.timing import DecodeLine, StepTimer
+from services.simulator.pipeline.line import PipelineLine, StepWork
 
 INSTANT = LinkSpec(float("inf"), 0.0)
 

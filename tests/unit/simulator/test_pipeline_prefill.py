@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 from common.costs.models import DecodeStepCost, InstanceCosts, MixedStepCost, PrefillCost
 from common.messages.control import Role
 from services.scheduling.continuous import BatchLimits
-from services.simulator.engine_events import BlocksReserved, EngineEvent, PrefillAdvanced, PrefillComputed, Refused
+from services.simulator.engine.events import BlocksReserved, EngineEvent, PrefillAdvanced, PrefillComputed, Refused
 from services.simulator.hardware.fitted import FittedTimer
 from services.simulator.links import LinkSpec
-from services.simulator.pipeline import PipelineEngine
-from services.simulator.pipeline_line import PipelineSpec
+from services.simulator.pipeline.line import PipelineSpec
+from services.simulator.pipeline.pipeline import PipelineEngine
 
 COSTS = InstanceCosts(PrefillCost(1.0, 0.25), MixedStepCost(1.0, 0.25, 0.0, 0.0), DecodeStepCost(1.0, 0.0, 0.0))
 

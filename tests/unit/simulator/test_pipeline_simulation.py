@@ -4,16 +4,16 @@ import msgspec
 import pytest
 
 from common.messages.control import Role
-from services.scheduling.weighted import WeightedPolicy
-from services.simulator.cluster import Cluster, SimulatedInstance
-from services.simulator.engine_events import SimulationError
+from services.scheduling.policies.weighted import WeightedPolicy
+from services.simulator.cluster.cluster import Cluster, SimulatedInstance
+from services.simulator.engine.events import SimulationError
 from services.simulator.hardware.catalogue import load_catalogue
 from services.simulator.hardware.memory import kv_capacity_tokens
 from services.simulator.hardware.models import find_model
 from services.simulator.hardware.roofline import RooflineTimer
 from services.simulator.links import LinkSpec
-from services.simulator.pipeline_split import DevicePair, filled_step, pipelined_instance, split_layers
-from services.simulator.report import Report
+from services.simulator.pipeline.split import DevicePair, filled_step, pipelined_instance, split_layers
+from services.simulator.runs.report import Report
 from services.simulator.simulate import simulate
 from services.simulator.workload.arrivals import all_at_once, poisson
 from services.simulator.workload.requests import TracedRequest, Workload

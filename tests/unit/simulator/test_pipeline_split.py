@@ -15,7 +15,7 @@ from services.simulator.hardware.models import ModelSpec, find_model
 from services.simulator.hardware.roofline import RooflineTimer
 from services.simulator.hardware.stages import stage_model
 from services.simulator.links import LinkSpec
-from services.simulator.pipeline_split import (
+from services.simulator.pipeline.split import (
     DevicePair,
     filled_step,
     pipelined_instance,

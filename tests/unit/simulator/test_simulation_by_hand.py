@@ -1,6 +1,6 @@
 """Schedules worked out with pencil and paper, through the whole loop. Times are seconds; all are exact in binary."""
 
-from services.scheduling.weighted import WeightedPolicy
+from services.scheduling.policies.weighted import WeightedPolicy
 from tests.unit.simulator.simulation_case import (
     LinearTimer,
     cluster,

@@ -4,12 +4,12 @@ import msgspec
 import pytest
 
 from common.costs.models import DecodeStepCost, InstanceCosts, MixedStepCost, PrefillCost
-from services.scheduling.capacity import CapacityPolicy, CapacitySettings
-from services.scheduling.policies import load_policy
-from services.simulator.cluster import Cluster, SimulatedInstance
-from services.simulator.report import Report
+from services.scheduling.policies.capacity import CapacityPolicy, CapacitySettings
+from services.scheduling.policies.registry import load_policy
+from services.simulator.cluster.cluster import Cluster, SimulatedInstance
+from services.simulator.runs.report import Report
+from services.simulator.runs.system import System, serve
 from services.simulator.simulate import simulate
-from services.simulator.system import System, serve
 from services.simulator.workload.requests import TracedRequest, Workload
 from tests.unit.simulator.simulation_case import LinearTimer, cluster, decode, prefill
 

@@ -6,12 +6,12 @@ import pytest
 
 from common.errors import ConfigError
 from common.messages.control import FinishReason, TokensEmitted
-from services.scheduling.fixed import FixedPolicy
-from services.scheduling.output_lengths import OutputLengths
+from services.scheduling.ledgers.output_lengths import OutputLengths
+from services.scheduling.policies.fixed import FixedPolicy
+from services.scheduling.policies.routing import MeshView
 from services.scheduling.request import RequestSpec
-from services.scheduling.routing import MeshView
 from services.simulator.clients import Clients
-from services.simulator.engine_events import SimulationError
+from services.simulator.engine.events import SimulationError
 from services.simulator.simulate import simulate
 from services.simulator.simulation import Simulation
 from services.simulator.workers import SimulatedDecode

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from services.scheduling.fixed import FixedPolicy
 from services.scheduling.placement import Placement
+from services.scheduling.policies.fixed import FixedPolicy
+from services.scheduling.policies.routing import MeshView, Wait
 from services.scheduling.request import RequestSpec
-from services.scheduling.routing import MeshView, Wait
 from services.simulator.simulation import Order
 from tests.unit.simulator.simulation_case import (
     LinearTimer,

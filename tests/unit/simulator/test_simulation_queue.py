@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from services.scheduling.fixed import FixedPolicy
+from services.scheduling.policies.fixed import FixedPolicy
 from services.simulator.simulation import Simulation
 from services.simulator.workload.requests import TracedRequest, Workload
 from tests.unit.simulator.simulation_case import LinearTimer, cluster, decode

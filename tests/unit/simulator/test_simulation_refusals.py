@@ -2,7 +2,7 @@
 
 import pytest
 
-from services.simulator.engine_events import SimulationError
+from services.simulator.engine.events import SimulationError
 from tests.unit.simulator.simulation_case import LinearTimer, cluster, decode, finished, prefill, simulation
 
 STEP = LinearTimer(base=1.0)

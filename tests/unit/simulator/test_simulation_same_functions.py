@@ -7,18 +7,18 @@ from importlib import import_module
 
 import pytest
 
-from services.scheduling.policies import POLICIES, load_policy
-from services.simulator.system import System
+from services.scheduling.policies.registry import POLICIES, load_policy
+from services.simulator.runs.system import System
 from tests.unit.simulator.simulation_case import LinearTimer, cluster, decode, prefill
 
 SHARED = [
-    ("services.scheduling.lifecycle:Lifecycle", "services.gateway.service:Lifecycle"),
-    ("services.scheduling.lifecycle:Lifecycle", "services.simulator.simulation:Lifecycle"),
-    ("services.scheduling.policies:load_policy", "services.gateway.service:load_policy"),
-    ("services.scheduling.policies:load_policy", "services.simulator.system:load_policy"),
+    ("services.scheduling.lifecycle.lifecycle:Lifecycle", "services.gateway.service:Lifecycle"),
+    ("services.scheduling.lifecycle.lifecycle:Lifecycle", "services.simulator.simulation:Lifecycle"),
+    ("services.scheduling.policies.registry:load_policy", "services.gateway.service:load_policy"),
+    ("services.scheduling.policies.registry:load_policy", "services.simulator.runs.system:load_policy"),
     ("common.kv.ownership:step", "transfer.offer:step"),
     ("common.kv.ownership:step", "services.simulator.workers:ownership.step"),
-    ("common.kv.wire:wire_token_bytes", "services.scheduling.fixed:wire_token_bytes"),
+    ("common.kv.wire:wire_token_bytes", "services.scheduling.policies.fixed:wire_token_bytes"),
     ("common.kv.wire:wire_token_bytes", "services.simulator.workers:wire_token_bytes"),
 ]
 

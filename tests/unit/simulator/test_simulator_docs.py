@@ -9,10 +9,10 @@ import pytest
 from rich.console import Console
 
 from services.cli.simulate import SimulateFlags, run_simulate
-from services.simulator.cluster_file import load_cluster_file
-from services.simulator.cluster_keys import AssumedKeys, ClusterKeys, InstanceKeys, LinkKeys, SystemKeys
-from services.simulator.sweep import max_throughput
-from services.simulator.system import serve
+from services.simulator.cluster.file import load_cluster_file
+from services.simulator.cluster.keys import AssumedKeys, ClusterKeys, InstanceKeys, LinkKeys, SystemKeys
+from services.simulator.runs.sweep import max_throughput
+from services.simulator.runs.system import serve
 from services.simulator.workload_choice import WorkloadChoice, choose_workload
 
 DOCS = Path(__file__).parents[3] / "docs"

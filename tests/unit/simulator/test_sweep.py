@@ -10,10 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.simulator.cluster_file import ClusterFile, load_cluster_file
-from services.simulator.report import Report
-from services.simulator.simulate import simulate
-from services.simulator.sweep import (
+from services.simulator.cluster.file import ClusterFile, load_cluster_file
+from services.simulator.runs.report import Report
+from services.simulator.runs.sweep import (
     SHARES,
     SPLITS,
     arriving_at,
@@ -24,7 +23,8 @@ from services.simulator.sweep import (
     tune_weight,
     tuned,
 )
-from services.simulator.system import System, serve
+from services.simulator.runs.system import System, serve
+from services.simulator.simulate import simulate
 from services.simulator.workload.errors import WorkloadError
 from services.simulator.workload.requests import Workload
 from services.simulator.workload.shapes import SHAPES

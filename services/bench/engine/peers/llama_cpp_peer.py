@@ -1,4 +1,4 @@
-"""Trials (see services.engine.trial) by llama.cpp, through llama-cpp-python's low-level bindings.
+"""Trials (see services.engine.measuring.trial) by llama.cpp, through llama-cpp-python's low-level bindings.
 
 Usage: FILE.gguf THREADS. All prompts in batches first, then all sequences decoded together, each until it has its
 tokens: what llama.cpp's own `batched` and `parallel` programs do. Greedy.

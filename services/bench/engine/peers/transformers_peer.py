@@ -1,4 +1,4 @@
-"""Trials (see services.engine.trial) by transformers' continuous batching. Usage: FOLDER DTYPE THREADS."""
+"""Trials (see services.engine.measuring.trial) by transformers' continuous batching. Usage: FOLDER DTYPE THREADS."""
 
 import json
 import sys

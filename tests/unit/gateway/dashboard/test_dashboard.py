@@ -21,8 +21,8 @@ from services.gateway.dashboard.routes import DashboardRoutes, page, policy_of
 from services.gateway.dashboard.source import FORGET_S, DashboardSource
 from services.gateway.dashboard.types import DashboardState, LostInstance, Sample, ShownInstance, ShownLink
 from services.gateway.mesh.roster import Lost
-from services.scheduling.lifecycle_events import Holdings
-from services.scheduling.members import LossReason
+from services.scheduling.lifecycle.events import Holdings
+from services.scheduling.membership.members import LossReason
 from tests.unit.common.bus_fixtures import registration
 
 P0, P1, D0, LIFE = InstanceId("p0"), InstanceId("p1"), InstanceId("d0"), Generation(2**62 + 1)

@@ -18,7 +18,7 @@ from common.messages.operator import InstanceInfo, InstanceList, MeasureAnswer
 from services.gateway.mesh.measurements import Measurements
 from services.gateway.mesh.roster import MOST_LOST, Lost, Roster
 from services.gateway.operators.instances import InstanceRoutes
-from services.scheduling.members import LoadReported, LossReason, MemberJoined, MemberLost
+from services.scheduling.membership.members import LoadReported, LossReason, MemberJoined, MemberLost
 from tests.unit.common.bus_fixtures import registration
 
 D0, LIFE = InstanceId("d0"), Generation(5)

@@ -15,8 +15,8 @@ from services.gateway.operators.traces import TraceRoutes, request_of
 from services.gateway.records.trace_types import WholeTraces
 from services.gateway.records.traces import Traces
 from services.gateway.stream import GenerationRequest
-from services.scheduling.balancer import Split
 from services.scheduling.placement import Candidate, Placement
+from services.scheduling.policies.balancer import Split
 
 Client = TestClient[Any, Any]
 CANDIDATE = Candidate(InstanceId("p0"), InstanceId("d0"), Split(2, 0.3, 0.1, 0.2, 0.6))

@@ -17,8 +17,8 @@ from services.gateway.records.observer import Observers, SilentObserver
 from services.gateway.records.trace_types import RequestTrace, summary_of
 from services.gateway.records.traces import Traces
 from services.gateway.stream import GenerationRequest
-from services.scheduling.balancer import Split
 from services.scheduling.placement import Candidate, Placement
+from services.scheduling.policies.balancer import Split
 
 P0, P1, D0, D1 = (InstanceId(name) for name in ("p0", "p1", "d0", "d1"))
 CHOSEN = Candidate(P0, D0, Split(tokens=30, prefill_s=0.3, transfer_s=0.1, decode_s=0.2, first_token_s=0.9))

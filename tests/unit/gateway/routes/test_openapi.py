@@ -14,7 +14,7 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 from common.clock import SystemClock
 from common.config.types import GatewayConfig, MeshConfig
 from common.messages.control import FinishReason
-from services.engine.deterministic_model import write_deterministic_model
+from services.engine.twin.deterministic_model import write_deterministic_model
 from services.gateway.openai.types import ChatFields, CompletionFields
 from services.gateway.routes.openapi import document
 from services.gateway.service import GatewayService

@@ -1,0 +1,1 @@
+"""`pdmesh bench …`: one file for each benchmark's options and tables."""

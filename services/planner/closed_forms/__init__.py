@@ -1,0 +1,1 @@
+"""What an instance, an option and a plan can do, without simulating. Pure."""

@@ -1,0 +1,1 @@
+"""Plan files in, mesh files out."""

@@ -1,0 +1,1 @@
+"""The best plans of a problem: enumeration, or an integer programme."""

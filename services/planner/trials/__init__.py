@@ -1,0 +1,1 @@
+"""Plans tried in the simulator."""

@@ -1,0 +1,1 @@
+"""What each instance has been given, holds and still has to do."""

@@ -1,0 +1,1 @@
+"""What is simulated: devices, instances and links, and the file that describes them."""

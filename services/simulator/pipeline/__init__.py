@@ -1,0 +1,1 @@
+"""An instance that spans several devices."""

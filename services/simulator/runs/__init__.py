@@ -1,0 +1,1 @@
+"""Many simulations: systems compared, rates swept, figures and pictures."""
