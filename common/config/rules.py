@@ -39,8 +39,8 @@ def _of_gateway(gateway: GatewayConfig) -> Iterator[str]:
     if gateway.control_keys is None and not gateway.insecure and _is_open(gateway.control):
         yield (
             f"gateway.control is {gateway.control!r}, which other machines may reach, and without keys anybody there "
-            "may join and read prompts: run `pdmesh keys init --out keys` and set gateway.control_keys: keys, or set "
-            "gateway.insecure: true if nobody else is on that network"
+            "may join and read prompts: run `pdmesh keys init --config FILE --out keys` and set "
+            "gateway.control_keys: keys, or set gateway.insecure: true if nobody else is on that network"
         )
     if _same_port(gateway):
         yield (

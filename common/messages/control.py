@@ -62,6 +62,8 @@ class Load(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Tasks that belong to requests."""
     steps: int = 0
     """Forward passes since start: progress, for health."""
+    tokens: int = 0
+    """Computed since start, of prompts and of answers."""
     link_fallbacks: int = 0
     """Times since start that the best path for KV could not be used and a slower one was."""
     clamped_elements: int = 0

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
 
 from common.bus.key_files import make_keys, withdraw_key
 from common.bus.keys import GATEWAY, allowed_folder
@@ -12,13 +13,16 @@ from common.ids import InstanceId
 
 DEFAULT_FOLDER = Path("keys")
 
+_WITHOUT_KEYS: Final = {"gateway.insecure": True}
+"""A mesh that still lacks its keys is refused everywhere else; here it is given them."""
+
 
 def init_keys(config: Path | None, out: Path | None, anew: tuple[str, ...], environ: Mapping[str, str]) -> None:
     """Make what is missing, and `anew` in any case; prints who has got a key. Raises ConfigError.
 
     Given `anew` alone, it is all that is made besides a gateway's key where there is none yet.
     """
-    mesh = load_mesh(config, environ, {})
+    mesh = load_mesh(config, environ, _WITHOUT_KEYS)
     for name in anew:
         if name != GATEWAY and (problem := id_problem(name)) is not None:
             raise ConfigError(f"--instance is {name!r}: {problem}")
@@ -33,7 +37,7 @@ def init_keys(config: Path | None, out: Path | None, anew: tuple[str, ...], envi
 
 def revoke_key(config: Path | None, out: Path | None, name: str, environ: Mapping[str, str]) -> None:
     """Let nobody join as `name`. Raises ConfigError where nobody could."""
-    mesh = load_mesh(config, environ, {})
+    mesh = load_mesh(config, environ, _WITHOUT_KEYS)
     if name == GATEWAY:
         raise ConfigError(
             "the gateway's key is not revoked: `pdmesh keys init --instance gateway` makes a new one, which every "

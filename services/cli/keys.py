@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from services.cli.examples import examples
+
 keys_app = typer.Typer(name="keys", help="Keys, by which others prove who they are.", no_args_is_help=True)
 
 _ConfigFile = Annotated[
@@ -17,7 +19,7 @@ _Folder = Annotated[
 ]
 
 
-@keys_app.command("init")
+@keys_app.command("init", epilog=examples("keys init"))
 def init(
     config: _ConfigFile = None,
     out: _Folder = None,
@@ -36,7 +38,7 @@ def init(
     init_keys(config, out, tuple(instance or ()), _environ())
 
 
-@keys_app.command("revoke")
+@keys_app.command("revoke", epilog=examples("keys revoke"))
 def revoke(
     instance: Annotated[str, typer.Argument(help="The instance that may not join any more.")],
     config: _ConfigFile = None,
@@ -48,7 +50,7 @@ def revoke(
     revoke_key(config, out, instance, _environ())
 
 
-@keys_app.command("api")
+@keys_app.command("api", epilog=examples("keys api"))
 def api(
     name: Annotated[str, typer.Argument(help="Whose key it is, for logs and for taking it back.")],
     file: Annotated[

@@ -10,6 +10,7 @@ import typer
 from common.errors import PdmeshError
 from common.messages.control import Role
 from services.cli.bench.commands import bench_app
+from services.cli.examples import examples
 from services.cli.keys import keys_app
 from services.cli.outcome import ExitCode, report
 
@@ -32,6 +33,9 @@ ApiKey = Annotated[
 app = typer.Typer(
     name="pdmesh",
     help="Serve a large language model with prefill and decode in different processes.",
+    epilog="Exit codes: 0 done; 1 failed, or not ready; 2 wrong usage or configuration; 130 interrupted.\n\n"
+    "Environment: PDMESH_URL and PDMESH_API_KEY for commands that ask a gateway; PDMESH_MODEL, "
+    "PDMESH_GATEWAY__HTTP and so on for keys of mesh.yaml.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -43,7 +47,7 @@ app.add_typer(keys_app)
 app.add_typer(bench_app)
 
 
-@app.command()
+@app.command(epilog=examples("up"))
 def up(
     config: ConfigFile = None,
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="HTTP port; 0 takes a free one.")] = None,
@@ -59,7 +63,7 @@ def up(
     raise typer.Exit(run_up(flags, _environ()))
 
 
-@app.command()
+@app.command(epilog=examples("gateway"))
 def gateway(config: ConfigFile = None, model_folder: ModelFolder = None, parent_fd: ParentFd = None) -> None:
     """Run the gateway: the OpenAI-compatible API in front of the mesh."""
     from services.cli.roles import ProcessFlags, run_gateway_process
@@ -67,7 +71,7 @@ def gateway(config: ConfigFile = None, model_folder: ModelFolder = None, parent_
     run_gateway_process(ProcessFlags(config, model_folder, parent_fd), _environ())
 
 
-@app.command()
+@app.command(epilog=examples("prefill"))
 def prefill(
     config: ConfigFile = None,
     instance: InstanceName = None,
@@ -80,7 +84,7 @@ def prefill(
     run_instance_process(ProcessFlags(config, model_folder, parent_fd), Role.PREFILL, instance, _environ())
 
 
-@app.command()
+@app.command(epilog=examples("decode"))
 def decode(
     config: ConfigFile = None,
     instance: InstanceName = None,
@@ -93,7 +97,7 @@ def decode(
     run_instance_process(ProcessFlags(config, model_folder, parent_fd), Role.DECODE, instance, _environ())
 
 
-@app.command()
+@app.command(epilog=examples("links"))
 def links(
     url: GatewayUrl = DEFAULT_URL,
     api_key: ApiKey = None,
@@ -107,7 +111,7 @@ def links(
     show_links(_at(url, api_key), as_json=as_json, console=Console())
 
 
-@app.command()
+@app.command(epilog=examples("status"))
 def status(
     url: GatewayUrl = DEFAULT_URL,
     api_key: ApiKey = None,
@@ -118,13 +122,15 @@ def status(
     from services.cli.status import show_status, watch_status
     from services.cli.trace import wide_console
 
-    if watch and not as_json:
+    if watch and as_json:
+        raise typer.BadParameter("--watch is for people, and --json for programs: give one of them")
+    if watch:
         watch_status(_at(url, api_key), wide_console())
     elif not show_status(_at(url, api_key), as_json=as_json, console=wide_console()):
         raise typer.Exit(ExitCode.FAILED)
 
 
-@app.command()
+@app.command(epilog=examples("drain"))
 def drain(
     instance: Annotated[str, typer.Argument(metavar="ID", help="As `pdmesh status` shows it.")],
     url: GatewayUrl = DEFAULT_URL,
@@ -141,7 +147,7 @@ def drain(
     run_drain(_at(url, api_key), instance, wait, Console())
 
 
-@app.command()
+@app.command(epilog=examples("resume"))
 def resume(
     instance: Annotated[str, typer.Argument(metavar="ID", help="One that drains.")],
     url: GatewayUrl = DEFAULT_URL,
@@ -155,7 +161,7 @@ def resume(
     run_resume(_at(url, api_key), instance, Console())
 
 
-@app.command()
+@app.command(epilog=examples("chat"))
 def chat(
     text: Annotated[str | None, typer.Argument(help="Say this and end. Without it: a conversation.")] = None,
     url: GatewayUrl = DEFAULT_URL,
@@ -174,7 +180,7 @@ def chat(
     run_chat(settings, text, lambda: input("> "), wide_console())
 
 
-@app.command()
+@app.command(epilog=examples("trace"))
 def trace(
     request: Annotated[
         str | None,
@@ -203,7 +209,7 @@ def trace(
         show_trace(at, request, as_json=as_json, console=wide_console())
 
 
-@app.command()
+@app.command(epilog=examples("profile"))
 def profile(
     out: Annotated[Path, typer.Option(help="A .json file for one instance; a folder, for ID.json of each.")],
     url: GatewayUrl = DEFAULT_URL,
@@ -223,7 +229,7 @@ def profile(
     raise typer.Exit(run_profile(flags, Console(stderr=True)))
 
 
-@app.command()
+@app.command(epilog=examples("simulate"))
 def simulate(
     cluster: Annotated[Path, typer.Option(help="The cluster file; docs/simulator.md.", exists=True, dir_okay=False)],
     trace: Annotated[
@@ -264,7 +270,7 @@ def simulate(
     raise typer.Exit(run_simulate(flags, _environ(), Console(), Console(stderr=True)))
 
 
-@app.command()
+@app.command(epilog=examples("plan"))
 def plan(
     cluster: Annotated[Path, typer.Argument(metavar="CLUSTER.YAML", help="docs/planning.md.", dir_okay=False)],
     objective: Annotated[str | None, typer.Option(help="throughput, goodput or price; else the file's.")] = None,
@@ -307,7 +313,7 @@ def plan(
     raise typer.Exit(run_plan(flags, _environ(), Console(), Console(stderr=True)))
 
 
-@app.command()
+@app.command(epilog=examples("compose"))
 def compose(
     config: Annotated[Path, typer.Argument(metavar="MESH.YAML", help="What is to run where.", dir_okay=False)],
     out: Annotated[Path, typer.Option("--out", "-o", help="The file to write.")] = Path("compose.yaml"),
@@ -329,7 +335,7 @@ def compose(
     raise typer.Exit(run_compose(flags, _environ()))
 
 
-@model_app.command("fetch")
+@model_app.command("fetch", epilog=examples("model fetch"))
 def model_fetch(
     name: Annotated[str | None, typer.Argument(help="Without it: the model of the configuration.")] = None,
     config: ConfigFile = None,
@@ -340,7 +346,7 @@ def model_fetch(
     print(fetch_model(name, config, _environ()))
 
 
-@model_app.command("list")
+@model_app.command("list", epilog=examples("model list"))
 def model_list(as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False) -> None:
     """Show which models are prepared on this machine."""
     from services.cli.model_list import list_models
@@ -349,7 +355,7 @@ def model_list(as_json: Annotated[bool, typer.Option("--json", help="Machine-rea
     list_models(_environ(), as_json=as_json, console=wide_console())
 
 
-@config_app.command("show")
+@config_app.command("show", epilog=examples("config show"))
 def config_show(
     config: ConfigFile = None,
     every: Annotated[bool, typer.Option("--all", help="Defaults too.")] = False,
@@ -367,7 +373,7 @@ def config_show(
         raise ConfigError(f"no key {key!r}; `pdmesh config show --all` lists them")
 
 
-@config_app.command("check")
+@config_app.command("check", epilog=examples("config check"))
 def config_check(config: ConfigFile = None) -> None:
     """Say whether the configuration, with the environment on top, can be used."""
     from common.config.load import load_mesh

@@ -31,21 +31,32 @@ class Standing(msgspec.Struct, frozen=True):
     instances: tuple[InstanceInfo, ...]
 
 
+class Rate(msgspec.Struct, frozen=True):
+    """What an instance does in a second."""
+
+    steps: float
+    tokens: float
+    """Computed, of prompts and of answers."""
+
+
 class Rates:
-    """Steps a second of each instance, from one look to the next."""
+    """What each instance does, from one look to the next."""
 
     def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
-        self._seen: dict[str, tuple[float, int, int]] = {}
+        self._seen: dict[str, tuple[float, InstanceInfo]] = {}
 
-    def look(self, instances: Sequence[InstanceInfo]) -> dict[str, float]:
+    def look(self, instances: Sequence[InstanceInfo]) -> dict[str, Rate]:
         """Since the look before; nothing for an instance, or a life of one, that is seen for the first time."""
-        at_s, rates = self._now(), dict[str, float]()
+        at_s, rates = self._now(), dict[str, Rate]()
         for info in instances:
-            name, life, steps = info.member.instance, info.member.generation, info.load.steps
-            if (before := self._seen.get(name)) is not None and before[1] == life and at_s > before[0]:
-                rates[name] = (steps - before[2]) / (at_s - before[0])
-            self._seen[name] = (at_s, life, steps)
+            name = info.member.instance
+            before_s, before = self._seen.get(name, (at_s, info))
+            if before.member.generation == info.member.generation and at_s > before_s:
+                seconds = at_s - before_s
+                steps, tokens = info.load.steps - before.load.steps, info.load.tokens - before.load.tokens
+                rates[name] = Rate(steps / seconds, tokens / seconds)
+            self._seen[name] = (at_s, info)
         return rates
 
 
@@ -82,26 +93,36 @@ def _readiness(at: GatewayAt) -> Readiness:
     return ask(at, "/ready", Readiness, also=503)[1]
 
 
-def view(standing: Standing, rates: dict[str, float]) -> RenderableType:
+def view(standing: Standing, rates: dict[str, Rate]) -> RenderableType:
     """A line and a table."""
     ready = standing.ready
     line = Text("ready" if ready.status == "ready" else f"not ready: {ready.reason}")
     return Group(line, status_table(standing.instances, rates))
 
 
-def status_table(instances: Sequence[InstanceInfo], rates: dict[str, float]) -> Table:
+def status_table(instances: Sequence[InstanceInfo], rates: dict[str, Rate]) -> Table:
     """One row for each instance, in the order of joining."""
     table = Table()
-    for heading in ("instance", "role", "device", "layout", "state"):
+    for heading in ("instance", "role", "device", "layout", "generation", "state"):
         table.add_column(heading, no_wrap=True)
-    for heading in ("running", "waiting", "prompt tokens", "context", "KV used", "kept", "steps/s", "step time"):
+    for heading in (
+        "running",
+        "waiting",
+        "prompt tokens",
+        "context",
+        "KV used",
+        "kept",
+        "steps/s",
+        "tokens/s",
+        "step time",
+    ):
         table.add_column(heading, justify="right", no_wrap=True)
     for info in instances:
         table.add_row(*map(Text, _cells(info, rates.get(info.member.instance))))
     return table
 
 
-def _cells(info: InstanceInfo, steps_per_s: float | None) -> tuple[str, ...]:
+def _cells(info: InstanceInfo, rate: Rate | None) -> tuple[str, ...]:
     member, load = info.member, info.load
     device, layout = member.device, member.layout
     name = " ".join(filter(None, (device.name or "device", f"x{device.slowdown:g} slower" * (device.slowdown > 1))))
@@ -111,6 +132,8 @@ def _cells(info: InstanceInfo, steps_per_s: float | None) -> tuple[str, ...]:
         member.role.value,
         name,
         f"{layout.dtype.value} {layout.order.value} {layout.block_size}",
+        # Its end tells one life from another.
+        "…" + f"{member.generation:x}"[-6:],
         "draining" if load.draining else "serving",
         f"{load.running}/{member.max_batch}",
         str(load.waiting),
@@ -118,6 +141,7 @@ def _cells(info: InstanceInfo, steps_per_s: float | None) -> tuple[str, ...]:
         str(load.context_tokens),
         f"{load.blocks_used / total:.0%}" if total else _NOTHING,
         f"{load.blocks_kept / total:.0%}" if total else _NOTHING,
-        _NOTHING if steps_per_s is None else f"{steps_per_s:.1f}",
+        _NOTHING if rate is None else f"{rate.steps:.1f}",
+        _NOTHING if rate is None else f"{rate.tokens:.0f}",
         f"x{load.cost_factor:.2f}" if member.costs is not None else _NOTHING,
     )

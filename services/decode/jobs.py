@@ -316,6 +316,7 @@ class DecodeJobs:
             staging_bytes=transfer.staging_bytes,
             tasks=len(self._tasks) + transfer.tasks,
             steps=engine.steps,
+            tokens=engine.tokens,
             link_fallbacks=self._sink.fallbacks,
             clamped_elements=self._sink.clamped_elements,
             cost_factor=self._engine.cost_factor,

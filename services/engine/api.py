@@ -131,7 +131,7 @@ EngineEvent = (
 
 
 class EngineLoad(msgspec.Struct, frozen=True):
-    """What the engine holds; all but steps and blocks_total are zero when idle."""
+    """What the engine holds; all but steps, tokens and blocks_total are zero when idle."""
 
     waiting: int
     running: int
@@ -142,5 +142,7 @@ class EngineLoad(msgspec.Struct, frozen=True):
     steps: int
     blocks_kept: int = 0
     """Free blocks whose KV may still be of use."""
+    tokens: int = 0
+    """Computed since start, of prompts and of answers."""
     partial_tokens: int = 0
     """Prompt tokens computed here of decode jobs that have no token yet."""

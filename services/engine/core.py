@@ -67,7 +67,7 @@ class EngineCore:
         self._sequences: dict[int, Sequence] = {}
         """In order of arrival, as the decision wants them."""
         self._by_request: dict[RequestId, list[int]] = {}
-        self._steps = 0
+        self._steps = self._tokens = 0
         self.computed: Step | None = None
         """What the last step computed; None where that was nothing, or failed."""
 
@@ -219,6 +219,7 @@ class EngineCore:
             self._fail([sequence for sequence, _ in batch], f"{type(error).__name__}: {error}")
             return
         self.computed = step_of(batch)
+        self._tokens += sum(count for _, count in batch)
         sampled: list[ChoiceTokens] = []
         for (sequence, count), tokens in zip(batch, results, strict=True):
             self._advance(sequence, count, tokens, sampled)
@@ -334,7 +335,7 @@ class EngineCore:
 
     def load(self) -> EngineLoad:
         """What the engine holds now."""
-        return load_of(self._sequences.values(), self._pool, self._steps)
+        return load_of(self._sequences.values(), self._pool, self._steps, self._tokens)
 
     def _tell_news(self) -> None:
         if (news := self._news.take()) is not None:

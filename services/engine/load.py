@@ -8,8 +8,8 @@ from services.engine.sequence import Sequence
 from services.scheduling.continuous import Phase
 
 
-def load_of(sequences: Collection[Sequence], pool: BlockPool, steps: int) -> EngineLoad:
-    """The load of an engine with these sequences on `pool`, after so many steps."""
+def load_of(sequences: Collection[Sequence], pool: BlockPool, steps: int, tokens: int) -> EngineLoad:
+    """The load of an engine with these sequences on `pool`, after so many steps over so many tokens."""
     waiting = queued_tokens = context_tokens = partial_tokens = 0
     for sequence in sequences:
         waiting += sequence.phase is Phase.WAITING
@@ -29,6 +29,7 @@ def load_of(sequences: Collection[Sequence], pool: BlockPool, steps: int) -> Eng
         blocks_used=pool.num_used,
         blocks_total=pool.num_blocks,
         steps=steps,
+        tokens=tokens,
         partial_tokens=partial_tokens,
         blocks_kept=pool.num_kept,
     )

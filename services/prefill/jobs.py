@@ -255,6 +255,7 @@ class PrefillJobs:
             staging_bytes=transfer.staging_bytes,
             tasks=len(self._tasks) + transfer.tasks,
             steps=engine.steps,
+            tokens=engine.tokens,
             clamped_elements=self._source.clamped_elements,
             cost_factor=self._engine.cost_factor,
             draining=self.is_draining or self.is_leaving,

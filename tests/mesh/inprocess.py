@@ -120,7 +120,7 @@ class InProcessMesh:
     def held(self) -> dict[str, Load]:
         """What every worker holds, without the counts that are not zero when idle."""
         return {
-            name: msgspec.structs.replace(load, blocks_total=0, blocks_kept=0, steps=0, cost_factor=1.0)
+            name: msgspec.structs.replace(load, blocks_total=0, blocks_kept=0, steps=0, tokens=0, cost_factor=1.0)
             for name, load in self.loads().items()
         }
 

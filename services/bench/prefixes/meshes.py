@@ -6,6 +6,7 @@ from functools import partial
 from itertools import count
 from pathlib import Path
 
+import aiohttp
 import msgspec
 
 from common.clock import Clock
@@ -13,6 +14,8 @@ from common.config.load import check_mesh
 from common.config.types import DType, GatewayConfig, InstanceConfig, MeshConfig
 from common.ids import InstanceId
 from common.messages.control import Role
+from common.messages.operator import InstanceList
+from services.bench.engine.errors import BenchError
 from services.bench.load.run import run_load
 from services.bench.load.stream import LoadRequest, StreamTimes
 from services.bench.repeats import interleave
@@ -61,6 +64,15 @@ class Meshes(msgspec.Struct, frozen=True):
         )
 
 
+class Served(msgspec.Struct, frozen=True):
+    """What came of all variants."""
+
+    answers: Mapping["Variant", tuple[list[StreamTimes], ...]]
+    """Of each, a list for each round."""
+    blocks: Mapping[str, int]
+    """KV blocks of what a system finds beginnings in: of P in `pd`, of both D in `two_d`."""
+
+
 class Variant(msgspec.Struct, frozen=True):
     """One mesh that is measured."""
 
@@ -79,17 +91,28 @@ async def run_variants(
     environ: Mapping[str, str],
     clock: Clock,
     on_step: Callable[[str], None],
-) -> Mapping[Variant, tuple[list[StreamTimes], ...]]:
+) -> Served:
     """Every variant under load(0), load(1), …, interleaved: the first time to warm up. Raises PdmeshError."""
     async with AsyncExitStack() as stack:
-        runs = {}
+        runs, blocks = {}, dict[str, int]()
         for variant in variants:
             on_step(f"starting {variant}")
             config = meshes.config(variant.system, prefix_cache=variant.prefix_cache)
             options = LaunchOptions(model_folder=meshes.model_folder)
             mesh = await stack.enter_async_context(LocalMesh(config, environ=environ, clock=clock, options=options))
+            blocks[variant.system] = await _blocks(mesh.url, Role.PREFILL if variant.system == "pd" else Role.DECODE)
             runs[variant] = partial(_serve, mesh, load, count(), clock)
-        return await interleave(runs, rounds, on_step)
+        return Served(await interleave(runs, rounds, on_step), blocks)
+
+
+async def _blocks(url: str, role: Role) -> int:
+    """KV blocks of all instances of `role`. Raises BenchError."""
+    try:
+        async with aiohttp.ClientSession(url) as client, client.get("/instances") as response:
+            found = msgspec.json.decode(await response.read(), type=InstanceList)
+    except (aiohttp.ClientError, msgspec.MsgspecError) as error:
+        raise BenchError(f"{url}: the gateway's instances cannot be read: {error}") from error
+    return sum(info.load.blocks_total for info in found.instances if info.member.role is role)
 
 
 async def _serve(

@@ -1,6 +1,7 @@
 """Prompts with the block structure of a Mooncake trace, scaled to a small machine, and what recurs of them. Pure."""
 
-from collections.abc import Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -97,11 +98,12 @@ def _times(slice_: Sequence[ScaledRequest], rate: float) -> list[float]:
     return [(at_s - times[0]) * (len(slice_) - 1) / rate / span for at_s in times]
 
 
-def bound_of(requests: Sequence[LoadRequest], block_size: int) -> float:
-    """The share of all prompt tokens that a cache without end would hold when each request comes, were those before it
-    served: in whole blocks of `block_size`, and never the last token of a prompt.
+def bound_of(requests: Sequence[LoadRequest], block_size: int, blocks: int | None = None) -> float:
+    """The share of all prompt tokens that a cache would hold when each request comes, were those before it served: in
+    whole blocks of `block_size`, and never the last token of a prompt. It has so many `blocks`, which answers fill
+    too, and forgets the one longest unused, of one request the end before the beginning; None: it has no end.
     """
-    known: set[tuple[int, ...]] = set()
+    known: OrderedDict[Hashable, None] = OrderedDict()
     held = 0
     for request in requests:
         prompt = request.prompt
@@ -110,5 +112,11 @@ def bound_of(requests: Sequence[LoadRequest], block_size: int) -> float:
             if len(beginning) == len(prompt) or beginning not in known:
                 break
             held += block_size
-        known.update(beginnings)
+        # A cache without end has no use for answers, of which nobody's prompt is made.
+        answer = () if blocks is None else ((id(request), i) for i in range(-(-request.output_tokens // block_size)))
+        for used in (*reversed(beginnings), *answer):
+            known[used] = None
+            known.move_to_end(used)
+        while blocks is not None and len(known) > blocks:
+            known.popitem(last=False)
     return held / sum(len(request.prompt) for request in requests)

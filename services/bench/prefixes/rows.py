@@ -20,6 +20,8 @@ class Slice(msgspec.Struct, frozen=True):
     rate_rps: float
     bound: float
     """Of the hit rate."""
+    lru_bounds: Mapping[str, float]
+    """The same for one cache of the size that a system has, which forgets what was longest unused."""
     model: str
     dtype: str
     kv_memory: str
@@ -50,6 +52,7 @@ def _row(variant: Variant, rounds: Sequence[list[StreamTimes]], slice_: Slice) -
         "prompt_tokens": sum(len(request.prompt) for request in slice_.requests),
         "rate_rps": slice_.rate_rps,
         "hit_rate_bound": slice_.bound,
+        "hit_rate_lru_bound": slice_.lru_bounds[variant.system],
     }
     row |= hits.columns("hit_rate")
     for name in _MEASURED:
@@ -66,6 +69,8 @@ def prefixes_summary(samples: Mapping[Variant, Sequence[list[StreamTimes]]], sli
         summary[f"{system}_hit_rate"] = hits.median
         if slice_.bound > 0:
             summary[f"{system}_hit_rate_over_bound"] = hits.median / slice_.bound
+        if slice_.lru_bounds[system] > 0:
+            summary[f"{system}_hit_rate_over_lru_bound"] = hits.median / slice_.lru_bounds[system]
         ttft = [Measured.of(figures_of(answers).ttft_mean_s for answers in rounds) for rounds in (cached, plain)]
         summary[f"{system}_ttft_over_without"] = ttft[0].over(ttft[1]).median
     return summary

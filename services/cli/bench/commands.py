@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from services.cli.examples import examples
+
 JsonFile = Annotated[Path, typer.Option("--json", help="Where to write the report.", dir_okay=False)]
 DataFolder = Annotated[Path | None, typer.Option(help="Folder of public traces; default: $PDMESH_DATA.")]
 Quick = Annotated[bool, typer.Option("--quick", help="To see that it runs; not for figures.")]
@@ -14,7 +16,7 @@ Quick = Annotated[bool, typer.Option("--quick", help="To see that it runs; not f
 bench_app = typer.Typer(name="bench", help="Measurements.", no_args_is_help=True)
 
 
-@bench_app.command("transfer")
+@bench_app.command("transfer", epilog=examples("bench transfer"))
 def bench_transfer(
     json: JsonFile,
     peers: Annotated[bool, typer.Option("--peers", help="Beside other libraries, those that are installed.")] = False,
@@ -27,7 +29,7 @@ def bench_transfer(
     raise typer.Exit(run_transfer(TransferFlags(json, peers, quick, segment_bytes)))
 
 
-@bench_app.command("engine")
+@bench_app.command("engine", epilog=examples("bench engine"))
 def bench_engine(
     json: JsonFile,
     peers: Annotated[bool, typer.Option("--peers", help="Beside transformers and llama.cpp.")] = False,
@@ -48,7 +50,7 @@ def bench_engine(
     raise typer.Exit(run_engine(flags, _environ()))
 
 
-@bench_app.command("policies")
+@bench_app.command("policies", epilog=examples("bench policies"))
 def bench_policies(
     json: JsonFile,
     simulated: Annotated[bool, typer.Option("--simulated", help="The Cronus paper's table, in the simulator.")] = False,
@@ -121,7 +123,7 @@ def bench_policies(
     raise typer.Exit(run_policies(flags, _environ()))
 
 
-@bench_app.command("scheduler")
+@bench_app.command("scheduler", epilog=examples("bench scheduler"))
 def bench_scheduler(
     json: JsonFile,
     simulated: Annotated[bool, typer.Option("--simulated", help="Two clusters, in the simulator.")] = False,
@@ -155,7 +157,7 @@ def bench_scheduler(
     raise typer.Exit(run_scheduler(flags, _environ()))
 
 
-@bench_app.command("planner")
+@bench_app.command("planner", epilog=examples("bench planner"))
 def bench_planner(
     json: JsonFile,
     data: Annotated[
@@ -173,7 +175,7 @@ def bench_planner(
     raise typer.Exit(run_bench_planner(flags, _environ()))
 
 
-@bench_app.command("gateway")
+@bench_app.command("gateway", epilog=examples("bench gateway"))
 def bench_gateway(
     json: JsonFile,
     quick: Quick = False,
@@ -186,7 +188,7 @@ def bench_gateway(
     raise typer.Exit(run_gateway(GatewayFlags(json, quick, rounds, seconds), _environ()))
 
 
-@bench_app.command("serve")
+@bench_app.command("serve", epilog=examples("bench serve"))
 def bench_serve(
     json: JsonFile,
     quick: Quick = False,
@@ -221,7 +223,7 @@ def bench_serve(
     raise typer.Exit(run_bench_serve(flags, _environ()))
 
 
-@bench_app.command("prefixes")
+@bench_app.command("prefixes", epilog=examples("bench prefixes"))
 def bench_prefixes(
     json: JsonFile,
     trace: Annotated[Path | None, typer.Option(help="A Mooncake trace.", exists=True, dir_okay=False)] = None,
@@ -252,7 +254,7 @@ def bench_prefixes(
     raise typer.Exit(run_prefixes(flags, _environ()))
 
 
-@bench_app.command("parity")
+@bench_app.command("parity", epilog=examples("bench parity"))
 def bench_parity(
     json: JsonFile,
     url: Annotated[str | None, typer.Option(help="A mesh that runs, with gateway.allow_placement_override.")] = None,

@@ -30,6 +30,7 @@ _COLUMNS: Final = {
     "system": "system",
     "prefix cache": "prefix_cache",
     "hit rate": "hit_rate",
+    "LRU bound": "hit_rate_lru_bound",
     "bound": "hit_rate_bound",
     "TTFT mean s": "ttft_mean_s",
     "TTFT P99 s": "ttft_p99_s",
@@ -72,9 +73,13 @@ def run_prefixes(flags: PrefixesFlags, environ: Mapping[str, str]) -> ExitCode:
 
         variants = tuple(Variant(system, is_on) for system in _SYSTEMS for is_on in (True, False))
         samples = uvloop.run(run_variants(meshes, variants, load, rounds, environ, SystemClock(), on_step))
-    served = Slice(load(0), rate, bound_of(load(0), meshes.block_size), flags.model, flags.dtype, flags.kv_memory)
-    rows = variant_rows(samples, served)
-    write_rows(flags.json, "pdmesh bench prefixes" + " --quick" * flags.quick, rows, prefixes_summary(samples, served))
+    asked, size = load(0), meshes.block_size
+    lru_bounds = {system: bound_of(asked, size, blocks) for system, blocks in samples.blocks.items()}
+    served = Slice(asked, rate, bound_of(asked, size), lru_bounds, flags.model, flags.dtype, flags.kv_memory)
+    rows = variant_rows(samples.answers, served)
+    write_rows(
+        flags.json, "pdmesh bench prefixes" + " --quick" * flags.quick, rows, prefixes_summary(samples.answers, served)
+    )
     Console().print(rows_table("Prefixes that recur", rows, _COLUMNS))
     return ExitCode.DONE
 

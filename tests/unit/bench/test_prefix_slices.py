@@ -64,3 +64,12 @@ def test_the_bound_counts_whole_blocks_and_never_the_last_token() -> None:
     assert bound_of([request(1, 2, 3, 4), request(1, 2, 3, 4)], 2) == 2 / 8
     assert bound_of([request(1, 2, 3, 4), request(1, 2, 3, 4, 5), request(1, 2, 9, 4)], 2) == (4 + 2) / 13
     assert bound_of([request(1, 2), request(3, 2, 1)], 2) == 0
+
+
+def test_a_cache_with_an_end_forgets_what_was_longest_unused() -> None:
+    first, second = request(1, 2, 3, 4, 5), request(6, 7, 8, 9, 10)
+    assert bound_of([first, second, first], 2, None) == 4 / 15
+    # Two blocks of each prompt and one of each answer.
+    assert bound_of([first, second, first], 2, 6) == 4 / 15
+    assert bound_of([first, second, first], 2, 5) == 2 / 15, "the end of the first is forgotten before its beginning"
+    assert bound_of([first, second, first], 2, 3) == 0

@@ -6,6 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from common.bus.keys import read_allowed
+from common.config.load import load_mesh
 from common.errors import ConfigError
 from services.cli.main import app
 
@@ -52,6 +53,17 @@ def test_the_folder_is_that_of_the_mesh_unless_another_is_given() -> None:
     assert may_join("ours") == {"p0", "d0"}
     run("init", "--config", "mesh.yaml", "--out", "theirs")
     assert may_join("theirs") == {"p0", "d0"}
+
+
+def test_a_mesh_that_is_refused_for_want_of_keys_gets_them() -> None:
+    instances = "instances: [{id: a, role: decode}]"
+    Path("mesh.yaml").write_text(f"gateway: {{control: 'tcp://0.0.0.0:5700'}}\nsplit: 0\n{instances}")
+    with pytest.raises(ConfigError, match="pdmesh keys init --config FILE --out keys"):
+        load_mesh(Path("mesh.yaml"), {}, {})
+    run("init", "--config", "mesh.yaml", "--out", "keys")
+    assert may_join() == {"a"}
+    run("revoke", "a", "--config", "mesh.yaml")
+    assert may_join() == set()
 
 
 def test_no_private_key_is_printed() -> None:

@@ -183,6 +183,14 @@ def test_a_choice_without_a_slot_waits_before_requests_that_came_later() -> None
     bench.assert_empty()
 
 
+def test_tokens_are_counted_whatever_steps_compute_them() -> None:
+    for bench in (Bench(), Bench(budget=4)):
+        bench.core.submit(job(max_tokens=9))
+        bench.run()
+        # The last token of the answer is sampled and never computed.
+        assert bench.core.load().tokens == len(PROMPT) + 9 - 1
+
+
 def test_preemption_computes_again_and_says_the_same() -> None:
     # Four requests that need 8 blocks each at the end share 13.
     bench = Bench(num_blocks=13)

@@ -1,5 +1,6 @@
 """API keys: what is kept of them, who is let in, and how one is taken back."""
 
+import hmac
 import logging
 import os
 import secrets
@@ -42,6 +43,23 @@ def test_only_the_whole_key_is_its_owner_s() -> None:
     for wrong in ("", KEY[:-1], KEY + "x", KEY.upper(), digest, f"sha256:{digest}", "x" * 10_000, "\udcff"):
         assert owner_among(wrong, keys) is None
     assert owner_among(KEY, ()) is None
+
+
+@pytest.mark.parametrize("name", ["first", "middle", "last", "nobody"])
+def test_every_stored_key_is_compared_whichever_it_is(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise the time of an answer would tell where in the file a key stands."""
+    known = {owner: key_of(bytes([number]) * 32) for number, owner in enumerate(("first", "middle", "last"))}
+    keys = [stored(owner, key) for owner, key in known.items()]
+    compare, compared = hmac.compare_digest, list[bytes]()
+
+    def spy(one: bytes, other: bytes) -> bool:
+        compared.append(one)
+        return compare(one, other)
+
+    monkeypatch.setattr(hmac, "compare_digest", spy)
+    owner = owner_among(known.get(name, OTHER + "x"), keys)
+    assert owner == (name if name in known else None)
+    assert compared == [key.digest for key in keys]
 
 
 @pytest.mark.parametrize(
