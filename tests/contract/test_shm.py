@@ -5,7 +5,8 @@ import asyncio
 import gc
 import os
 import socket
-from collections.abc import AsyncIterator, Callable
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -30,41 +31,48 @@ class TestShm(BackendContract):
         return ShmBackend()
 
 
-class TestShmInAFolder:
-    async def test_a_hand_off(self, tmp_path: Path) -> None:
-        async with nothing_left(), mesh(ShmBackend(folder=tmp_path)) as made:
-            assert len(os.listdir(tmp_path)) == 1
-            await made.assert_works()
-        assert os.listdir(tmp_path) == []
+@pytest.fixture
+def short() -> Iterator[Path]:
+    """A folder of its own whose path leaves room for a socket's name; pytest's own may be deep."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
 
-    async def test_what_a_dead_process_left_is_taken_away(self, tmp_path: Path) -> None:
-        backend = ShmBackend(folder=tmp_path)
+
+class TestShmInAFolder:
+    async def test_a_hand_off(self, short: Path) -> None:
+        async with nothing_left(), mesh(ShmBackend(folder=short)) as made:
+            assert len(os.listdir(short)) == 1
+            await made.assert_works()
+        assert os.listdir(short) == []
+
+    async def test_what_a_dead_process_left_is_taken_away(self, short: Path) -> None:
+        backend = ShmBackend(folder=short)
         living = await backend.listen(lambda link: None)
-        dead = tmp_path / "dead.pdmesh"
+        dead = short / "dead.pdmesh"
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
             sock.bind(str(dead))
-        stranger = tmp_path / "another.sock"
+        stranger = short / "another.sock"
         stranger.touch()
         second = await backend.listen(lambda link: None)
         assert not dead.exists()
         assert stranger.exists()
-        assert len(os.listdir(tmp_path)) == 3
+        assert len(os.listdir(short)) == 3
         await living.close()
         await second.close()
 
-    async def test_another_folder_is_out_of_reach(self, tmp_path: Path) -> None:
-        (tmp_path / "other").mkdir()
-        listener = await ShmBackend(folder=tmp_path).listen(lambda link: None)
-        for backend in (ShmBackend(), ShmBackend(folder=tmp_path / "other")):
+    async def test_another_folder_is_out_of_reach(self, short: Path) -> None:
+        (short / "other").mkdir()
+        listener = await ShmBackend(folder=short).listen(lambda link: None)
+        for backend in (ShmBackend(), ShmBackend(folder=short / "other")):
             assert not backend.reaches(listener.endpoint)
             with pytest.raises(PeerLost, match="another folder"):
                 await backend.connect(listener.endpoint)
-        (tmp_path / "alias").symlink_to(tmp_path)
-        assert ShmBackend(folder=tmp_path / "alias").reaches(listener.endpoint)
+        (short / "alias").symlink_to(short)
+        assert ShmBackend(folder=short / "alias").reaches(listener.endpoint)
         await listener.close()
 
-    async def test_a_path_too_long_for_a_socket(self, tmp_path: Path) -> None:
-        deep = tmp_path / ("d" * 100)
+    async def test_a_path_too_long_for_a_socket(self, short: Path) -> None:
+        deep = short / ("d" * 100)
         deep.mkdir()
         with pytest.raises(ValueError, match="use another folder"):
             await ShmBackend(folder=deep).listen(lambda link: None)

@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,10 @@ from services.cli.draining import NotDrained, drain, resume
 from services.cli.gateway_client import GatewayRefused, NoMesh
 from services.cli.status import show_status, watch_status
 from services.engine.runner import Runner
+from services.text.chat_template import ChatTemplate
+from services.text.tokenizer import Tokenizer
 from tests.mesh.inprocess import InProcessMesh, deterministic, in_process_mesh, mesh_config
+from tests.mesh.turnstiles import MANY, stepwise
 
 D0, D1 = InstanceId("d0"), InstanceId("d1")
 
@@ -42,7 +46,8 @@ async def test_status_shows_every_instance(deterministic_folder: Path) -> None:
         await asyncio.to_thread(show_status, mesh.gateway.url, as_json=True, console=as_json)
         told = json.loads(text_of(as_json))
         assert told["ready"]["status"] == "ready"
-        assert [info["member"]["instance"] for info in told["instances"]] == ["p0", "d0", "d1"]
+        # In the order in which they joined, which is any.
+        assert sorted(info["member"]["instance"] for info in told["instances"]) == ["d0", "d1", "p0"]
         watched = console()
         await asyncio.to_thread(watch_status, mesh.gateway.url, watched, 1)
         assert "steps/s" in text_of(watched)
@@ -132,6 +137,43 @@ async def test_a_conversation_goes_on(deterministic_folder: Path) -> None:
         first = console()
         await asyncio.to_thread(run_chat, settings, "hello", lambda: "", first)
         assert text_of(first).splitlines()[0] == said[1]
+
+
+async def test_an_answer_is_heard_while_it_grows_and_the_next_turn_says_it(
+    deterministic_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with stepwise(deterministic_folder, mesh_config()) as (mesh, steps):
+        prompts, submit = list[tuple[int, ...]](), mesh.gateway.mesh.submit
+        monkeypatch.setattr(mesh.gateway.mesh, "submit", lambda one: prompts.append(one.prompt) or submit(one))
+        talk = Conversation(ChatSettings(mesh.gateway.url, mesh.config.model, max_tokens=8, temperature=0.0))
+        loop, has_begun, heard = asyncio.get_running_loop(), asyncio.Event(), list[str]()
+
+        def listen() -> None:
+            for piece in talk.say("hello"):
+                heard.append(piece)
+                if piece:
+                    loop.call_soon_threadsafe(has_begun.set)
+
+        steps.prefill.let(MANY)
+        listening = asyncio.ensure_future(asyncio.to_thread(listen))
+        # All but the last token.
+        steps.decode.let(7)
+        await asyncio.wait_for(has_begun.wait(), 10)
+        assert mesh.gateway.mesh.holdings().requests == 1
+        steps.decode.let(MANY)
+        await listening
+        assert await asyncio.to_thread(lambda: list(talk.say("and now?")))
+        first = {"role": "user", "content": "hello"}
+        answer = {"role": "assistant", "content": "".join(heard)}
+        second = {"role": "user", "content": "and now?"}
+        assert prompts == [chat_prompt(deterministic_folder, *said) for said in ([first], [first, answer, second])]
+
+
+def chat_prompt(folder: Path, *messages: dict[str, str]) -> tuple[int, ...]:
+    tokenizer = Tokenizer.load(folder)
+    template = ChatTemplate.load(folder, tokenizer.special_tokens, datetime.now)
+    assert template is not None
+    return tokenizer.encode(template.render(messages), add_special_tokens=False)
 
 
 async def test_a_turn_that_fails_has_not_taken_place(deterministic_folder: Path) -> None:

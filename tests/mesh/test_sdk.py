@@ -11,6 +11,7 @@ import pytest
 import pytest_asyncio
 from openai import AsyncOpenAI, OpenAI
 
+from services.text.tokenizer import Tokenizer
 from tests.mesh.inprocess import mesh_config
 from tests.mesh.processes import Processes, processes
 
@@ -81,8 +82,49 @@ async def test_both_clients_get_the_same_completion_streamed_or_not(mesh: Proces
     assert whole.usage.prompt_tokens == len(PROMPT.encode())
     chunks = [chunk async for chunk in await client.completions.create(**asked, stream=True)]
     assert "".join(chunk.choices[0].text for chunk in chunks) == expected
-    text = await blocking(mesh, lambda client: client.completions.create(**asked).choices[0].text)
-    assert text == expected
+
+    def by_the_blocking_one(client: OpenAI) -> tuple[str, list[str]]:
+        pieces = [chunk.choices[0].text for chunk in client.completions.create(**asked, stream=True)]
+        return client.completions.create(**asked).choices[0].text, pieces
+
+    text, pieces = await blocking(mesh, by_the_blocking_one)
+    assert text == "".join(pieces) == expected
+    assert len(pieces) > 1
+
+
+async def test_prompts_as_tokens_and_several_at_once(client: AsyncOpenAI, deterministic_folder: Path) -> None:
+    asked: Any = {"model": MODEL, "max_tokens": 20, "temperature": 0, "extra_body": LONG}
+    tokenizer = Tokenizer.load(deterministic_folder)
+    prompts = [PROMPT, "And now the mountains."]
+    ids = [list(tokenizer.encode(prompt, add_special_tokens=False)) for prompt in prompts]
+    alone = [(await client.completions.create(**asked, prompt=prompt)).choices[0].text for prompt in prompts]
+    by_ids = [(await client.completions.create(**asked, prompt=tokens)).choices[0].text for tokens in ids]
+    assert by_ids == alone
+    batches: list[Any] = [prompts, ids]
+    for batch in batches:
+        both = await client.completions.create(**asked, prompt=batch)
+        assert [(choice.index, choice.text) for choice in both.choices] == list(enumerate(alone))
+        assert both.usage is not None
+        assert both.usage.prompt_tokens == sum(map(len, ids))
+        streamed = ["", ""]
+        async for chunk in await client.completions.create(**asked, prompt=batch, stream=True):
+            for choice in chunk.choices:
+                streamed[choice.index] += choice.text
+        assert streamed == alone
+
+
+async def test_a_prompt_is_said_again_with_its_logprobs(client: AsyncOpenAI, deterministic_folder: Path) -> None:
+    asked: Any = {"model": MODEL, "max_tokens": 5, "temperature": 0, "logprobs": 2, "extra_body": LONG}
+    ids = list(Tokenizer.load(deterministic_folder).encode(PROMPT, add_special_tokens=False))
+    plain = await client.completions.create(**asked, prompt=PROMPT)
+    forms: list[Any] = [PROMPT, ids]
+    for prompt in forms:
+        echoed = (await client.completions.create(**asked, prompt=prompt, echo=True)).choices[0]
+        assert echoed.text == PROMPT + plain.choices[0].text
+        assert echoed.logprobs is not None
+        logprobs = echoed.logprobs.token_logprobs or []
+        assert len(logprobs) == len(ids) + 5
+        assert [place for place, logprob in enumerate(logprobs) if logprob is None] == [0]
 
 
 async def test_usage_comes_in_a_chunk_of_its_own_at_the_end(client: AsyncOpenAI) -> None:

@@ -1,5 +1,6 @@
 """Structured output and tools through a whole mesh: real grammars, tokens that know nothing, the openai SDK."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -9,7 +10,7 @@ from typing import Any, Literal
 import jsonschema
 import openai
 import pytest
-from openai import AsyncOpenAI
+from openai import AsyncOpenAI, OpenAI
 from pydantic import BaseModel, Field
 
 from common.config.types import InstanceConfig
@@ -80,6 +81,15 @@ async def test_the_sdk_parses_a_pydantic_model_streamed_or_not(deterministic_fol
         async with client.chat.completions.stream(**ASKED, response_format=Find, seed=3) as stream:
             final = await stream.get_final_completion()
         assert final.choices[0].message.parsed == found
+
+        def by_the_blocking_one() -> tuple[Find | None, Find | None]:
+            with OpenAI(base_url=str(client.base_url), api_key="none", max_retries=0, timeout=60) as blocking:
+                whole = blocking.chat.completions.parse(**ASKED, response_format=Find, seed=3)
+                with blocking.chat.completions.stream(**ASKED, response_format=Find, seed=3) as stream:
+                    final = stream.get_final_completion()
+            return whole.choices[0].message.parsed, final.choices[0].message.parsed
+
+        assert await asyncio.to_thread(by_the_blocking_one) == (found, found)
 
 
 async def test_the_split_does_not_show(deterministic_folder: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import instructor
 from openai import AsyncOpenAI, OpenAI
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 MODES = (instructor.Mode.JSON_SCHEMA, instructor.Mode.TOOLS)
 MESSAGES: Any = [{"role": "user", "content": "What is the sea like?"}]
@@ -22,12 +22,31 @@ class Sea(BaseModel):
     is_calm: bool
 
 
+class Shore(BaseModel):
+    """Where land and sea meet. A choice among words is none until it is whole, so that there is none here."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field(max_length=6)
+    steps: int = Field(ge=1, le=99)
+    is_wet: bool
+
+
 async def come(at: dict[str, Any], model: str) -> dict[str, Any]:
     client = instructor.from_openai(AsyncOpenAI(**at), mode=instructor.Mode.JSON_SCHEMA)
     found = await client.chat.completions.create(
         model=model, messages=MESSAGES, response_model=Sea, max_tokens=200, max_retries=0
     )
     return found.model_dump()
+
+
+def partial(at: dict[str, Any], model: str, mode: instructor.Mode) -> list[dict[str, Any]]:
+    """The object as it grew."""
+    client = instructor.from_openai(OpenAI(**at), mode=mode)
+    growing = client.chat.completions.create_partial(
+        model=model, messages=MESSAGES, response_model=Shore, max_tokens=200, max_retries=0
+    )
+    return [one.model_dump() for one in growing]
 
 
 def main(url: str, model: str) -> dict[str, Any]:
@@ -42,6 +61,7 @@ def main(url: str, model: str) -> dict[str, Any]:
             found[mode.value] = answer.model_dump()
         except Exception as error:
             found[mode.value] = repr(error)[:2000]
+    found["partial"] = [partial(at, model, mode) for mode in MODES]
     return found
 
 

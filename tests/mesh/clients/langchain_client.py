@@ -3,11 +3,19 @@
 import asyncio
 import json
 import sys
-from typing import Any
+from typing import Any, Literal
 
 from langchain_openai import ChatOpenAI, OpenAI
+from pydantic import BaseModel, Field
 
 MESSAGES = [("system", "You are brief."), ("human", "Tell me about the sea.")]
+
+
+class Walk(BaseModel):
+    """Go somewhere."""
+
+    way: Literal["left", "right"]
+    steps: int = Field(ge=1, le=9)
 
 
 async def come(chat: ChatOpenAI) -> dict[str, Any]:
@@ -18,6 +26,18 @@ async def come(chat: ChatOpenAI) -> dict[str, Any]:
         "streamed_tokens": sum(part.usage_metadata["output_tokens"] for part in parts if part.usage_metadata),
         "batch": [answer.content for answer in await chat.abatch([MESSAGES, MESSAGES])],
     }
+
+
+def structured(chat: ChatOpenAI) -> dict[str, Any]:
+    """A model's object in each way that there is, and the tools that it called."""
+    found: dict[str, Any] = {}
+    for method in ("json_schema", "function_calling"):
+        found[method] = chat.with_structured_output(Walk, method=method).invoke(MESSAGES).model_dump()
+    called = chat.bind_tools([Walk], tool_choice="any", parallel_tool_calls=False)
+    found["called"] = [(call["name"], call["args"]) for call in called.invoke(MESSAGES).tool_calls]
+    first, *parts = called.stream(MESSAGES)
+    found["called_streamed"] = [(call["name"], call["args"]) for call in sum(parts, first).tool_calls]
+    return found
 
 
 def error_of(chat: ChatOpenAI) -> str:
@@ -38,6 +58,7 @@ def main(url: str, model: str) -> dict[str, Any]:
         **asyncio.run(come(chat)),
         "plain": OpenAI(**at, temperature=0, max_tokens=8).invoke("the sea"),
         "too_long": error_of(chat),
+        "structured": structured(ChatOpenAI(**at, temperature=0, max_tokens=200)),
     }
 
 

@@ -1,8 +1,10 @@
 """Requests as OpenTelemetry traces, with the SDK's in-memory exporter, and with a collector that hangs."""
 
+import itertools
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import msgspec
@@ -109,6 +111,32 @@ def test_the_clients_trace_goes_on() -> None:
         "0af7651916cd43dd8448eb211c80319c",
         "b7ad6b7169203331",
     )
+
+
+def batch(*, of: str = "r-1", prompts: int = 3, traceparent: str = "") -> list[RequestTrace]:
+    """The traces of one call with several prompts."""
+    requests = [RequestId(of), *[RequestId(f"{of}-{number}") for number in range(1, prompts)]]
+    calls = [None, *[RequestId(of)] * (prompts - 1)]
+    return [but(request=one, call=call, traceparent=traceparent) for one, call in zip(requests, calls, strict=True)]
+
+
+@pytest.mark.parametrize(("traceparent", "parents"), [("", {None}), (f"{PARENT}-01", {0xB7AD6B7169203331})])
+def test_the_prompts_of_one_call_share_a_trace_and_calls_do_not(traceparent: str, parents: set[int | None]) -> None:
+    found = exported(*batch(traceparent=traceparent))
+    roots = [span for span in found if span.name == "request"]
+    assert [span.attributes and span.attributes["pdmesh.request"] for span in roots] == ["r-1", "r-1-1", "r-1-2"]
+    assert len({span.context.trace_id for span in found}) == 1
+    assert len({span.context.span_id for span in found}) == 3 * 13
+    assert {span.parent and span.parent.span_id for span in roots} == parents
+    if not traceparent:
+        assert len({span.context.trace_id for span in exported(*batch(), *batch(of="r-2"))}) == 2
+
+
+def test_the_prompts_of_one_call_are_sampled_together() -> None:
+    calls = [batch(of=f"r-{number}") for number in range(50)]
+    sent = Counter(span.context.trace_id for span in exported(*itertools.chain(*calls), sample=0.5))
+    assert 10 < len(sent) < 40
+    assert set(sent.values()) == {3 * 13}
 
 
 @pytest.mark.parametrize("nonsense", ["", "00-xyz", f"{PARENT}", "00-" + "0" * 32 + "-b7ad6b7169203331-01", "\x00"])

@@ -18,7 +18,7 @@ from common.ids import RequestId
 from common.messages.sampling import TokenLogprobs
 from services.gateway.http.open_files import RESERVED_FILES, connections_within
 from services.gateway.http.server import ConnectionLimits, build_runner, patience_s
-from services.gateway.mesh.shell import _Stream
+from services.gateway.mesh.unread_events import UnreadEvents
 from services.gateway.stream import MOST_UNREAD, Failed, GenerationRequest, StreamEvent
 from services.gateway.testing import emitted, placed, token_by_token
 
@@ -281,7 +281,7 @@ def test_patience_is_for_what_lies_there() -> None:
 
 def test_what_a_client_leaves_unread_is_bounded_and_then_its_request_ends() -> None:
     closed: list[RequestId] = []
-    stream = _Stream(RequestId("r1"), closed.append)
+    stream = UnreadEvents(RequestId("r1"), closed.append)
     for _ in range(MOST_UNREAD):
         stream.put(placed())
     assert closed == []
