@@ -10,6 +10,7 @@ from common.clock import Clock, SystemClock
 from common.config.types import InstanceConfig, MeshConfig
 from common.faults import Faults
 from common.ids import Generation
+from common.lasting_objects import keep_what_is_there
 from common.messages.control import Register, Role
 from common.signals import stop_on_signals
 from services.decode.grammars import Grammars
@@ -125,6 +126,7 @@ async def run_decode(config: MeshConfig, instance: InstanceConfig, model_folder:
         model_folder,
     )
     await service.start()
+    keep_what_is_there()
     try:
         await service.serve(stop)
     finally:

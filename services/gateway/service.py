@@ -20,6 +20,7 @@ from common.config.types import MeshConfig, TracingConfig
 from common.entropy import Entropy
 from common.errors import ConfigError
 from common.ids import Generation, RequestId
+from common.lasting_objects import keep_what_is_there
 from common.loop_lag import LoopLag
 from common.messages.control import Rejected
 from common.metrics import CONTENT_TYPE, Metrics
@@ -238,6 +239,7 @@ async def run_gateway(config: MeshConfig, model_folder: Path) -> bool:
     stop = stop_on_signals()
     service = GatewayService(config, model_folder, SystemClock())
     await service.start()
+    keep_what_is_there()
     try:
         await stop.wait()
         await service.drain()

@@ -10,6 +10,7 @@ from common.clock import Clock, SystemClock
 from common.config.types import InstanceConfig, MeshConfig
 from common.faults import Faults
 from common.ids import Generation
+from common.lasting_objects import keep_what_is_there
 from common.messages.control import Register, Role
 from common.signals import stop_on_signals
 from services.engine.build import build_instance_runner, prefill_limits, prepare_process
@@ -114,6 +115,7 @@ async def run_prefill(config: MeshConfig, instance: InstanceConfig, model_folder
         SystemClock(),
     )
     await service.start()
+    keep_what_is_there()
     try:
         await service.serve(stop)
     finally:
