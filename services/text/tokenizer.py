@@ -96,11 +96,6 @@ class Tokenizer:
         # Many decoders trim the start of a text: the token is shown after itself, where nothing is trimmed.
         return self.decode((token_id, token_id))[len(self.decode((token_id,))) :].encode()
 
-    @property
-    def looks_text_up(self) -> bool:
-        """Whether detokenising is to look each token up in a table; else windows of tokens are decoded."""
-        return self._byte_table is not None
-
     def detokenizer(self) -> Detokenizer:
         """A new incremental decoder for one stream of tokens."""
         if self._byte_table is not None:

@@ -33,14 +33,6 @@ LOOP_SIDE = frozenset(
     {"services.engine.api", "services.engine.thread", "services.engine.worker", "services.engine.kv.prefix_journal"}
 )
 """What of the engine belongs on the loop: its jobs, its events, and the hand over to its thread."""
-LOOKED_UP = (
-    "services.text.choice.",
-    "services.text.stops.",
-    "services.text.detokenizer.ByteDetokenizer.",
-    "services.text.tokenizer.Tokenizer.looks_text_up",
-    "services.text.tokenizer.Tokenizer.detokenizer",
-)
-"""The text of a few tokens, looked up in a table (docs/decisions/0004-text-at-the-gateway.md)."""
 
 
 class Calls:
@@ -60,10 +52,8 @@ class Calls:
 
     def _add(self, module: str, function: str) -> None:
         self.total += 1
-        name = f"{module}.{function}"
-        is_ours = module.startswith(OURS) and module not in LOOP_SIDE and not name.startswith(LOOKED_UP)
-        if module.split(".")[0] in FOREIGN or is_ours:
-            self.seen.add(name)
+        if module.split(".")[0] in FOREIGN or (module.startswith(OURS) and module not in LOOP_SIDE):
+            self.seen.add(f"{module}.{function}")
 
 
 @contextmanager

@@ -1,13 +1,12 @@
-"""All text work of the gateway: the event loop never runs a tokeniser.
+"""All text work of the gateway, on threads of its own: the event loop never runs a tokeniser.
 
-Two threads: one turns messages into prompts, one turns tokens into text, so that a long prompt delays no answer. A few
-tokens whose text is looked up in a table are put together at once: that takes less than to ask a thread for it.
+Two threads: one turns messages into prompts, one turns tokens into text, so that a long prompt delays no answer.
 Grammars are looked at in a process (grammar_check).
 """
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
 from common.errors import PdmeshError
 from common.messages.control import EmittedTokens
@@ -18,12 +17,6 @@ from services.text.choice import ChoiceRules, ChoiceText, TextDelta
 from services.text.echo import EchoRules, PromptEcho
 from services.text.tokenizer import Tokenizer
 from services.text.tools import Tool
-
-_FEW_TOKENS: Final = 32
-"""Of one call, that are put together on the event loop: some 20 µs of work, where a hop to the thread takes 60."""
-
-_FEW_CHARACTERS: Final = 256
-"""Of all stop strings of a choice that are looked for there."""
 
 
 class TextTooLong(PdmeshError):
@@ -37,7 +30,7 @@ class TextTooLong(PdmeshError):
 class LaneChoice:
     """The text of one choice: made, added to and looked at by `TextLane.push_many` alone."""
 
-    __slots__ = ("_echo", "_has_ended", "_has_few_stops", "_rules", "_text", "_tokenizer")
+    __slots__ = ("_echo", "_has_ended", "_rules", "_text", "_tokenizer")
 
     def __init__(self, tokenizer: Tokenizer, rules: ChoiceRules, echo: PromptEcho | None = None) -> None:
         self._tokenizer = tokenizer
@@ -45,14 +38,9 @@ class LaneChoice:
         self._echo = echo
         self._text: ChoiceText | None = None
         self._has_ended = False
-        self._has_few_stops = sum(map(len, rules.stops)) <= _FEW_CHARACTERS
-
-    def is_quick(self, event: EmittedTokens) -> bool:
-        """Whether to push the event is little work for each of its tokens."""
-        return self._has_few_stops and self._echo is None and not event.logprobs and self._tokenizer.looks_text_up
 
     def push(self, event: EmittedTokens) -> TextDelta | None:
-        """What the event adds, by one thread at a time; None where the choice has ended before it."""
+        """On the text thread: what the event adds; None where the choice has ended before it."""
         if self._has_ended:
             return None
         echo, self._echo = self._echo, None
@@ -114,10 +102,7 @@ class TextLane:
         return tuple(LaneChoice(self._tokenizer, rules, prompt) for _ in range(count))
 
     async def push_many(self, events: Sequence[tuple[LaneChoice, EmittedTokens]]) -> list[TextDelta | None]:
-        """Add each event's tokens to its choice; None for an event of a choice that has ended before it."""
-        tokens = sum(len(event.tokens) for _, event in events)
-        if tokens <= _FEW_TOKENS and all(choice.is_quick(event) for choice, event in events):
-            return [choice.push(event) for choice, event in events]
+        """Add each event's tokens to its choice, in one hop; None for an event of a choice that has ended before it."""
         return await self._answers.run(lambda: [choice.push(event) for choice, event in events])
 
     def _encode(self, text: str, most: int, *, add_special_tokens: bool) -> tuple[int, ...]:

@@ -47,12 +47,11 @@ class SpyDetokenizer:
 
 
 class SpyTokenizer(Tokenizer):
-    """Notes the threads that encode and look at pieces, and those that put text together."""
+    """Notes the threads that encode, decode and look at pieces."""
 
     def __init__(self, backend: tokenizers.Tokenizer, settings: TokenizerSettings) -> None:
         super().__init__(backend, settings)
         self.threads: set[int] = set()
-        self.text_threads: set[int] = set()
 
     def encode(self, text: str, *, add_special_tokens: bool) -> tuple[int, ...]:
         self.threads.add(threading.get_ident())
@@ -63,7 +62,7 @@ class SpyTokenizer(Tokenizer):
         return super().piece(token_id)
 
     def detokenizer(self) -> Detokenizer:
-        return SpyDetokenizer(super().detokenizer(), self.text_threads)
+        return SpyDetokenizer(super().detokenizer(), self.threads)
 
 
 class NotingObserver:

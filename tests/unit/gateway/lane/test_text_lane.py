@@ -10,7 +10,6 @@ import pytest
 
 from common.ids import RequestId
 from common.messages.control import EmittedTokens, FinishReason
-from common.messages.sampling import TokenLogprobs
 from services.gateway.lane.text_lane import TextLane, TextTooLong
 from services.gateway.lane.text_thread import LaneClosed, TextThread
 from services.text.chat_template import ChatTemplate, TemplateRefused
@@ -36,41 +35,6 @@ async def test_many_streams_keep_their_texts_apart(spy_tokenizer: Tokenizer, ids
                 assert delta is not None
                 texts[i] += delta.text
     assert [text[:9] for text in texts] == [word[:9] for word in words]
-
-
-@pytest.mark.parametrize(
-    ("rules", "text", "logprobs", "is_on_the_loop"),
-    [
-        (ChoiceRules(), "abc", (), True),
-        (ChoiceRules(stops=("x" * 200,)), "abc", (), True),
-        (ChoiceRules(), "a" * 33, (), False),
-        (ChoiceRules(), "a", (TokenLogprobs(-1.0, ()),), False),
-        (ChoiceRules(stops=("x" * 200, "y" * 200)), "abc", (), False),
-    ],
-)
-async def test_only_a_little_text_is_put_together_on_the_event_loop(
-    spy_tokenizer: Any,
-    ids: Ids,
-    rules: ChoiceRules,
-    text: str,
-    logprobs: tuple[TokenLogprobs, ...],
-    is_on_the_loop: bool,
-) -> None:
-    async with TextLane(spy_tokenizer, None) as lane:
-        (choice,) = lane.open_choices(rules, 1)
-        await lane.push_many([(choice, EmittedTokens(RequestId("r"), 0, 0, ids(text), None, logprobs))])
-    (thread,) = spy_tokenizer.text_threads
-    assert (thread == threading.get_ident()) is is_on_the_loop
-
-
-async def test_text_that_is_not_looked_up_is_put_together_elsewhere(
-    spy_tokenizer: Any, ids: Ids, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(type(spy_tokenizer), "looks_text_up", False)
-    async with TextLane(spy_tokenizer, None) as lane:
-        (choice,) = lane.open_choices(ChoiceRules(), 1)
-        await lane.push_many([(choice, event(ids("abc")))])
-    assert threading.get_ident() not in spy_tokenizer.text_threads
 
 
 async def test_what_queues_up_comes_back_in_one_wake_up() -> None:
