@@ -38,6 +38,10 @@ class SegmentSchedule:
         self._block_size = block_size
         self._sent = [first_token] * len(layers)
 
+    def waiting(self, ready: Sequence[int]) -> int:
+        """Layers times tokens that are computed and not yet sent, given for each layer the tokens [0, ready)."""
+        return sum(max(0, stop - sent) for stop, sent in zip(ready, self._sent, strict=True))
+
     def next(self, ready: Sequence[int]) -> Rectangle | None:
         """The next segment, given for each layer the tokens [0, ready) that are computed; None when all is sent."""
         waiting = [index for index, sent in enumerate(self._sent) if sent < ready[index]]

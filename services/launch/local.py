@@ -44,7 +44,7 @@ class LaunchOptions(msgspec.Struct, frozen=True):
     model_folder: Path | None = None
     """The prepared model; None prepares the configured one first."""
     ready_timeout_s: float = 600.0
-    gateway_grace_s: float = 20.0
+    gateway_grace_s: float = 25.0
     """How long the gateway may take to finish its requests once asked to end."""
     worker_grace_s: float = 10.0
     on_line: Callable[[str, str], None] = lambda _name, _line: None

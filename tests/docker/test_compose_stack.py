@@ -5,6 +5,7 @@ import os
 import time
 import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.docker.engine import ROOT, Engine
 
@@ -20,12 +22,7 @@ pytestmark = [pytest.mark.docker, pytest.mark.timeout(1200)]
 
 FREE_PORT = {"API_ADDRESS": "127.0.0.1:"}
 PROCESSES = ("gateway", "p0", "d0")
-QUESTION = {
-    "model": "smollm2",
-    "messages": [{"role": "user", "content": "What is the capital of France?"}],
-    "temperature": 0,
-    "max_tokens": 16,
-}
+ASKED = {"model": "smollm2", "temperature": 0, "max_tokens": 16}
 
 
 class Stack:
@@ -37,8 +34,9 @@ class Stack:
         self._variables = variables
         self.project = project
 
-    def compose(self, *arguments: str) -> str:
-        return self.engine.compose(self._files, self._variables, self.project, *arguments)
+    def compose(self, *arguments: str, over: Sequence[Path] = ()) -> str:
+        """`over` are files that change this one command."""
+        return self.engine.compose([*self._files, *over], self._variables, self.project, *arguments)
 
     def container(self, service: str) -> str:
         return self.compose("ps", "-a", "-q", service).strip()
@@ -58,11 +56,20 @@ class Stack:
         with urllib.request.urlopen(f"{self.url}{path}", timeout=10) as answer:
             return json.load(answer)
 
-    def ask(self) -> tuple[str, dict[str, str]]:
+    def handed_off(self) -> Counter[str]:
+        """Payload bytes of KV that went from p0 to d0 so far, by backend."""
+        with urllib.request.urlopen(f"{self.url}/metrics", timeout=10) as answer:
+            families = list(text_string_to_metric_families(answer.read().decode()))
+        found: Counter[str] = Counter()
+        for sample in (sample for family in families for sample in family.samples):
+            if sample.name == "pdmesh_handoff_bytes_total":
+                found[sample.labels["backend"]] += int(sample.value)
+        return found
+
+    def ask(self, question: str = "What is the capital of France?") -> tuple[str, dict[str, str]]:
         """The text of the answer, and where it was computed."""
-        request = urllib.request.Request(
-            f"{self.url}/v1/chat/completions", json.dumps(QUESTION).encode(), {"Content-Type": "application/json"}
-        )
+        body = json.dumps({**ASKED, "messages": [{"role": "user", "content": question}]}).encode()
+        request = urllib.request.Request(f"{self.url}/v1/chat/completions", body, {"Content-Type": "application/json"})
         with urllib.request.urlopen(request, timeout=60) as answer:
             words = answer.headers["x-pdmesh-placement"].split("; ")
             text = json.load(answer)["choices"][0]["message"]["content"]
@@ -110,10 +117,13 @@ def test_an_answer_from_outside_for_which_kv_went_between_containers(stack: Stac
     assert int(placement["kv-bytes"]) > 0
 
 
-def test_kv_goes_by_shared_memory_and_by_tcp(stack: Stack) -> None:
+def test_shared_memory_and_tcp_both_answer_and_kv_goes_by_shared_memory(stack: Stack) -> None:
     (link,) = stack.get("/links")["links"]
     assert {figures["backend"] for figures in link["figures"]} == {"shm", "tcp"}
     assert link["failed"] == []
+    before = stack.handed_off()
+    stack.ask("Name three rivers that nobody has asked for before.")
+    assert set(stack.handed_off() - before) == {"shm"}
 
 
 def test_the_gateway_is_healthy(stack: Stack) -> None:
@@ -181,6 +191,19 @@ def test_a_key_is_revoked_and_made_anew(stack: Stack) -> None:
     stack.compose("run", "--rm", "keys", "keys", "init", "--instance", "d0")
     stack.until(stack.is_ready)
     assert stack.ask()[0] == before
+
+
+def test_kv_goes_by_tcp_where_that_is_all_there_is(stack: Stack, tmp_path: Path) -> None:
+    expected, _ = stack.ask()
+    life, before = stack.generation("d0"), stack.handed_off()
+    tcp = tmp_path / "tcp.yaml"
+    tcp.write_text(yaml.safe_dump({"services": {"d0": {"environment": {"PDMESH_TRANSFER__BACKENDS": "[tcp]"}}}}))
+    stack.compose("up", "-d", "--no-deps", "d0", over=[tcp])
+    stack.until(lambda: stack.generation("d0") not in (None, life) and stack.is_ready())
+    text, placement = stack.ask()
+    assert text == expected
+    assert int(placement["split"]) > 0
+    assert set(stack.handed_off() - before) == {"tcp"}
 
 
 def test_all_end_in_order_and_nothing_is_left(stack: Stack) -> None:

@@ -115,6 +115,7 @@ async def test_the_outcomes_of_requests_and_what_is_held_meanwhile(deterministic
 
         placed.cancel()
         waiting[1].cancel()
+        await shown(mesh, lambda now: now.total("requests_total", outcome="cancelled") == 2)
         steps.open()
         assert (await waiting[0])[0] == 200
         await mesh.until_nothing_is_held()

@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Sequence
-from typing import assert_never
+from typing import Final, assert_never
 
 import msgspec
 
@@ -11,6 +11,11 @@ from transfer.errors import Aborted, Corrupt
 from transfer.protocol.messages import Abort, Alive, AllLanded, Open, Probe, ToSource, ZonesFreed
 from transfer.protocol.negotiation import Agreement
 from transfer.rectangles import Rectangle, SegmentSchedule
+
+
+_SHARE_WORTH_SENDING: Final = 1 / 8
+"""Of a whole segment. Each costs about a millisecond of CPU time, on the machine that computes the next layer meanwhile:
+of a short prompt it is dearer to send a layer by itself than to wait for a few more."""
 
 
 class Segment(msgspec.Struct, frozen=True):
@@ -30,19 +35,26 @@ class Giving:
         self._schedule = SegmentSchedule(
             plan.layers, agreement.segment_bytes // plan.token_bytes_per_layer, plan.source.block_size, tokens.start
         )
+        self._worth_sending = max(1, int(agreement.segment_bytes * _SHARE_WORTH_SENDING) // plan.token_bytes_per_layer)
+        self._stop = tokens.stop
         self._free = deque(range(zones))
         self._in_use: set[int] = set()
         self._unsent_bytes = plan.payload_bytes(len(tokens))
 
     def next_segment(self, ready: Sequence[int]) -> Segment | None:
-        """The next segment to write, given each layer's computed tokens; None without credit or news."""
-        if not self._free or (part := self._schedule.next(ready)) is None:
+        """The next segment to write, given each layer's computed tokens; None without credit, or while too little is
+        new and more will come.
+        """
+        if not self._free or not self._is_worth_it(ready) or (part := self._schedule.next(ready)) is None:
             return None
         zone = self._free.popleft()
         self._in_use.add(zone)
         length = part.area * self._plan.token_bytes_per_layer
         self._unsent_bytes -= length
         return Segment(zone, part, length)
+
+    def _is_worth_it(self, ready: Sequence[int]) -> bool:
+        return min(ready) >= self._stop or self._schedule.waiting(ready) >= self._worth_sending
 
     def handle(self, message: ToSource) -> bool:
         """Whether D holds everything now; raises Corrupt for a message out of place and Aborted if D gave up."""

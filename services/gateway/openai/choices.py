@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import msgspec
 
 from common.messages.control import FinishReason
+from services.gateway.openai.types import Usage
 from services.text.choice import TextDelta, TokenEntry
 
 
@@ -13,6 +14,8 @@ class ChoiceDelta(msgspec.Struct, frozen=True):
 
     choice: int
     delta: TextDelta
+    usage: Usage | None = None
+    """Of the whole call up to here, this included, where the chunks are to tell it."""
 
 
 class ChoiceAnswer(msgspec.Struct, frozen=True):

@@ -102,7 +102,7 @@ class ChatDialect:
         if delta.finish is not None:
             word = delta.finish.value if calling is None else calling.finish_word(delta.finish)
             chunks.append(ChatChunkChoice(item.choice, ChatDelta(), None, word))
-        return [self._chunk([chunk]) for chunk in chunks]
+        return [self._chunk([chunk], item.usage) for chunk in chunks]
 
     def closing(self, usage: Usage) -> list[bytes]:
         """See Dialect."""
@@ -147,7 +147,7 @@ class CompletionDialect:
             choices.append(self._choice(item.choice, item.delta.text, item.delta.entries, None))
         if item.delta.finish is not None:
             choices.append(CompletionChoice(item.choice, "", None, item.delta.finish.value))
-        usage = None if self._shape.with_usage else UNSET
+        usage = item.usage if self._shape.with_usage else UNSET
         return [self._body([choice], usage) for choice in choices]
 
     def closing(self, usage: Usage) -> list[bytes]:

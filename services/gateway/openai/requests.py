@@ -65,6 +65,8 @@ class Call(msgspec.Struct, frozen=True):
     split: str | int | float | None
     stream: bool
     include_usage: bool
+    usage_so_far: bool = False
+    """Every chunk of text tells it; with `include_usage` only."""
     user: str = ""
     echo: bool = False
     """Every answer begins with its prompt."""
@@ -151,6 +153,7 @@ def _call(
         split=None if fields.pdmesh is None else fields.pdmesh.split,
         stream=fields.stream,
         include_usage=options is not None and options.include_usage,
+        usage_so_far=options is not None and options.include_usage and options.continuous_usage_stats,
         user=fields.user[:USER_CHARACTERS],
         echo=echo,
         is_seeded=fields.seed is not None,

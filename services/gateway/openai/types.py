@@ -41,6 +41,8 @@ class StreamOptions(_Fields, frozen=True):
     """Allowed with stream=true only."""
 
     include_usage: bool = False
+    continuous_usage_stats: bool = False
+    """vLLM's: with include_usage, every chunk of text tells the usage so far."""
 
 
 class PlacementFields(_Fields, frozen=True):
@@ -203,7 +205,7 @@ class ChatChunkChoice(msgspec.Struct, frozen=True):
 
 
 class ChatChunk(msgspec.Struct, frozen=True):
-    """One event of a streamed chat completion; `usage` is there (null before the last) when asked for."""
+    """One event of a streamed chat completion; `usage` is there when asked for: before the last one null, or so far."""
 
     id: str
     created: int

@@ -4,6 +4,7 @@ docs/decisions/0019-tracing.md says why the gateway speaks for the other parties
 """
 
 import asyncio
+import hashlib
 import threading
 from collections.abc import Callable
 from typing import Final
@@ -13,12 +14,14 @@ from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExport
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
+from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 from opentelemetry.trace import Span as OpenSpan
 from opentelemetry.trace import SpanKind, StatusCode, Tracer, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from common.errors import FailureKind
+from common.ids import RequestId
 from services.gateway.records.trace_spans import Party, Span, spans
 from services.gateway.records.trace_types import RequestTrace
 
@@ -30,6 +33,16 @@ _LAST_WORDS_S: Final = 2.0
 """How long a collector that does not answer may hold up the end of the gateway."""
 _NAMES: Final = {"prompt_tokens": "gen_ai.usage.input_tokens", "output_tokens": "gen_ai.usage.output_tokens"}
 """OpenTelemetry's own names, where it has one; the others are `pdmesh.NAME`."""
+
+
+class _CallIds(RandomIdGenerator):
+    """A trace that begins here is named after `call`, the call whose request is being sent: its prompts share it."""
+
+    call = RequestId("")
+
+    def generate_trace_id(self) -> int:
+        """128 bits, as evenly spread as random ones: the sampler compares them with its share."""
+        return int.from_bytes(hashlib.blake2b(self.call.encode(), digest_size=16).digest())
 
 
 class TraceExport:
@@ -50,19 +63,21 @@ class TraceExport:
             schedule_delay_millis=_EVERY_MS,
             max_export_batch_size=min(queue, _BATCH_SPANS),
         )
+        self._ids = _CallIds()
         sampler = ParentBased(TraceIdRatioBased(sample))
         self._tracers = {party: self._tracer(party, sampler) for party in Party}
         self._propagator = TraceContextTextMapPropagator()
 
     def _tracer(self, party: Party, sampler: ParentBased) -> Tracer:
         resource = Resource({"service.name": f"pdmesh-{party.value}", "service.namespace": "pdmesh"})
-        provider = TracerProvider(sampler=sampler, resource=resource, shutdown_on_exit=False)
+        provider = TracerProvider(sampler=sampler, resource=resource, shutdown_on_exit=False, id_generator=self._ids)
         provider.add_span_processor(self._processor)
         return provider.get_tracer("pdmesh")
 
     def settled(self, trace: RequestTrace) -> None:
         """A request has ended: hand its spans to the thread, unless it is not sampled."""
         arrived_ns = _nanoseconds(self._unix_time() - trace.age_s)
+        self._ids.call = trace.call or trace.request
         context = self._propagator.extract({"traceparent": trace.traceparent}, Context())
         opened: list[tuple[OpenSpan, Span]] = []
         for span in spans(trace):

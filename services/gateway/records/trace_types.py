@@ -67,6 +67,8 @@ class RequestTrace(msgspec.Struct):
     failure: Failure | None = None
     traceparent: str = ""
     """The W3C trace context that the client sent, as it sent it."""
+    call: RequestId | None = None
+    """Of a prompt of a batch that is not the first: the request that is."""
     key: str = ""
     """The name of the API key that it came with; empty where none is asked for."""
 

@@ -67,6 +67,7 @@ class Traces(SilentObserver):
             choices=request.choices,
             asked_split=request.split,
             traceparent=request.traceparent,
+            call=request.call,
             key=request.key,
         )
         self._kept[request.request] = _Kept(self._clock.now(), trace)

@@ -35,11 +35,15 @@ class AnswerReader:
         choices: Sequence[LaneChoice],
         prompt_tokens: int,
         watch: RequestWatch,
+        *,
+        tells_usage: bool = False,
     ) -> None:
+        """`tells_usage`: every delta has the usage up to it."""
         self._stream = stream
         self._lane = lane
         self._choices = choices
         self._watch = watch
+        self._tells_usage = tells_usage
         self._open = set(range(len(choices)))
         self._prompt_tokens = prompt_tokens
         self._completion_tokens = 0
@@ -95,8 +99,10 @@ class AnswerReader:
         read = [
             ChoiceDelta(event.choice, delta) for event, delta in zip(events, deltas, strict=True) if delta is not None
         ]
-        for item in read:
+        for number, item in enumerate(read):
             self._completion_tokens += item.delta.tokens
+            if self._tells_usage:
+                read[number] = ChoiceDelta(item.choice, item.delta, self.usage())
             self._watch.tokens(item.choice, item.delta.tokens)
             if item.delta.finish is not None:
                 self._open.discard(item.choice)

@@ -176,7 +176,9 @@ class Completions:
         stream = Submission(self._mesh, requests)
         try:
             exchange.watch.started(prompt_tokens)
-            reader = AnswerReader(stream, self._text, choices, prompt_tokens, exchange.watch)
+            reader = AnswerReader(
+                stream, self._text, choices, prompt_tokens, exchange.watch, tells_usage=call.usage_so_far
+            )
             write = self._write_stream if call.stream else self._write_whole
             response = await write(exchange, reader, dialect)
         finally:

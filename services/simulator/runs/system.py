@@ -38,7 +38,7 @@ class System(msgspec.Struct, frozen=True):
     """Of the policy of that name."""
     tunes_split: bool = False
     tunes_weights: bool = False
-    """Whether the split, or the weights, are still to be found (services.simulator.tuning)."""
+    """Whether the split, or the weights, are still to be found: `tuned` in services.simulator.runs.sweep does that."""
 
     def placement_policy(self) -> PlacementPolicy:
         """A fresh one."""

@@ -243,7 +243,13 @@ def test_everything_given_arrives() -> None:
     )
     assert call.sampling == SamplingParams(**{**fields, "logit_bias": {7: -100.0}}, logprobs=3)
     assert (call.max_tokens, call.choices, call.stops, call.min_tokens) == (9, 3, ("a", "b"), 2)
-    assert (call.ignore_eos, call.stream, call.include_usage) == (True, True, True)
+    assert (call.ignore_eos, call.stream, call.include_usage, call.usage_so_far) == (True, True, True, False)
+
+
+@pytest.mark.parametrize("included", [True, False])
+def test_usage_so_far_is_told_beside_that_of_the_end_only(included: bool) -> None:
+    call = chat(stream=True, stream_options={"include_usage": included, "continuous_usage_stats": True})
+    assert (call.include_usage, call.usage_so_far) == (included, included)
 
 
 def test_content_parts_system_roles_and_names() -> None:

@@ -23,5 +23,6 @@ def test_all_end_with_the_call(outcome: str) -> None:
     else:
         traces.failed(CALL, Failure(FailureKind.DECODE_LOST, "gone"), 1.0)
     outcomes = {trace.request: trace.outcome for trace in traces.newest(10)}
+    assert {trace.request for trace in traces.newest(10) if trace.call == CALL} == {"r-1-1", "r-1-2"}
     assert outcomes == {"r-1": outcome, "r-1-1": outcome, "r-1-2": outcome, "r-2": "running"}
     assert not traces._batches

@@ -119,6 +119,18 @@ async def test_usage_comes_last_when_asked_for(serve: Serve, ids: Ids, path: str
     assert all(chunk["usage"] is None for chunk in chunks[:-1])
 
 
+@pytest.mark.parametrize(("path", "body"), [(CHAT, HELLO), (PLAIN, PROMPT)])
+async def test_usage_so_far_in_every_chunk_when_asked_for(
+    serve: Serve, ids: Ids, path: str, body: dict[str, Any]
+) -> None:
+    served = await serve(token_by_token([ids("abcde")], FinishReason.LENGTH))
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    *chunks, last = await events(served, path, {**body, "stream_options": options})
+    so_far = [chunk["usage"]["completion_tokens"] for chunk in chunks if chunk["usage"] is not None]
+    assert so_far == [1, 2, 3, 4, 5, 5]  # the last but one says why it ended
+    assert last["usage"] == chunks[-1]["usage"]
+
+
 async def test_one_token_is_one_token(serve: Serve, ids: Ids) -> None:
     served = await serve(token_by_token([ids("x")], FinishReason.LENGTH))
     answer = await ask(served, CHAT, {**HELLO, "max_tokens": 1})
