@@ -50,7 +50,9 @@ class Metrics:
             ["outcome"],
             registry=registry,
         )
-        self.prompt_tokens = Counter("pdmesh_prompt_tokens", "Prompt tokens of requests that reached the mesh.", registry=registry)
+        self.prompt_tokens = Counter(
+            "pdmesh_prompt_tokens", "Prompt tokens of requests that reached the mesh.", registry=registry
+        )
         self.cached_tokens = Counter(
             "pdmesh_cached_tokens", "Prompt tokens whose KV was there from earlier requests.", registry=registry
         )

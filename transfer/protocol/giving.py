@@ -12,10 +12,9 @@ from transfer.protocol.messages import Abort, Alive, AllLanded, Open, Probe, ToS
 from transfer.protocol.negotiation import Agreement
 from transfer.rectangles import Rectangle, SegmentSchedule
 
-
 _SHARE_WORTH_SENDING: Final = 1 / 8
-"""Of a whole segment. Each costs about a millisecond of CPU time, on the machine that computes the next layer meanwhile:
-of a short prompt it is dearer to send a layer by itself than to wait for a few more."""
+"""Of a whole segment. Each costs about a millisecond of CPU time, on the machine that computes the next layer: to send
+a layer of a short prompt by itself is dearer than to wait for a few more."""
 
 
 class Segment(msgspec.Struct, frozen=True):
