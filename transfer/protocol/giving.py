@@ -13,7 +13,7 @@ from transfer.protocol.negotiation import Agreement
 from transfer.rectangles import Rectangle, SegmentSchedule
 
 _SHARE_WORTH_SENDING: Final = 1 / 8
-"""Of a whole segment. Each costs about a millisecond of CPU time, on the machine that computes the next layer: to send
+"""Of a whole segment. Each costs a millisecond or two of CPU time, on the machine that computes the next layer: to send
 a layer of a short prompt by itself is dearer than to wait for a few more."""
 
 

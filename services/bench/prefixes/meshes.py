@@ -6,7 +6,6 @@ from functools import partial
 from itertools import count
 from pathlib import Path
 
-import aiohttp
 import msgspec
 
 from common.clock import Clock
@@ -15,7 +14,7 @@ from common.config.types import DType, GatewayConfig, InstanceConfig, MeshConfig
 from common.ids import InstanceId
 from common.messages.control import Role
 from common.messages.operator import InstanceList
-from services.bench.engine.errors import BenchError
+from services.bench.gateway_answers import read_answer
 from services.bench.load.run import run_load
 from services.bench.load.stream import LoadRequest, StreamTimes
 from services.bench.repeats import interleave
@@ -107,11 +106,7 @@ async def run_variants(
 
 async def _blocks(url: str, role: Role) -> int:
     """KV blocks of all instances of `role`. Raises BenchError."""
-    try:
-        async with aiohttp.ClientSession(url) as client, client.get("/instances") as response:
-            found = msgspec.json.decode(await response.read(), type=InstanceList)
-    except (aiohttp.ClientError, msgspec.MsgspecError) as error:
-        raise BenchError(f"{url}: the gateway's instances cannot be read: {error}") from error
+    found = await read_answer(url, "/instances", InstanceList)
     return sum(info.load.blocks_total for info in found.instances if info.member.role is role)
 
 

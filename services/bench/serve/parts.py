@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 from typing import Final
 
-import aiohttp
-import msgspec
 import numpy as np
 
 from services.bench.engine.errors import BenchError
+from services.bench.gateway_answers import read_answer
 from services.gateway.records.trace_parts import Stage, parts
 from services.gateway.records.trace_types import RequestTrace, WholeTraces
 
@@ -25,12 +24,7 @@ async def read_parts(url: str, requests: int) -> dict[str, float]:
     """Of the last `requests` requests of the gateway at `url`: the median milliseconds of each stage before the first
     token, 0 for a stage that was not entered, by column. Raises BenchError.
     """
-    query = {"limit": str(requests), "whole": "true"}
-    try:
-        async with aiohttp.ClientSession(url) as client, client.get("/traces", params=query) as response:
-            found = msgspec.json.decode(await response.read(), type=WholeTraces)
-    except (aiohttp.ClientError, msgspec.MsgspecError) as error:
-        raise BenchError(f"{url}: the gateway's traces cannot be read: {error}") from error
+    found = await read_answer(url, "/traces", WholeTraces, limit=str(requests), whole="true")
     return parts_of(found.traces)
 
 
