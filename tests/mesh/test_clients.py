@@ -19,7 +19,8 @@ pytestmark = pytest.mark.slow
 """To import these clients takes seconds, and their environment minutes."""
 
 ROOT = Path(__file__).parents[2]
-PYTHON = ROOT / ".venv-clients" / "bin" / "python"
+ENVIRONMENT = ROOT / ".venv-clients"
+PYTHON = ENVIRONMENT / "bin" / "python"
 CLIENTS = Path(__file__).parent / "clients"
 MODEL = "smollm2"
 # Whatever a client asks of another host than this one fails at once.
@@ -89,7 +90,7 @@ def check_walk(walk: dict[str, Any]) -> None:
 
 async def run(program: str, model_folder: Path) -> dict[str, Any]:
     """What the client says of a mesh, in the environment of scripts/clients."""
-    if not PYTHON.exists():
+    if not (ENVIRONMENT / ".installed").exists():
         pytest.skip("needs the environment that scripts/clients makes")
     async with in_process_mesh(mesh_config(), model_folder, build=roomy) as mesh:
         process = await asyncio.create_subprocess_exec(
