@@ -95,14 +95,19 @@ def wake_at_s(state: State) -> float | None:
 
 
 def ticked(state: State, now_s: float) -> Decision:
-    """Time has passed. Take in what has arrived first, so that a slow loop does not count as a silent gateway."""
+    """Time has passed. Take in what has arrived first, so that a slow loop does not count as a silent gateway; nor does
+    the time by which a heartbeat is late, in which this process stood still, perhaps with the whole machine.
+    """
     match state:
         case Joining() if now_s >= state.register_at_s:
             return state, (SendRegister(),)
+        case Joined() if now_s >= state.heartbeat_at_s:
+            acked_at_s = min(now_s, state.acked_at_s + (now_s - state.heartbeat_at_s))
+            return msgspec.structs.replace(
+                state, acked_at_s=acked_at_s, heartbeat_at_s=now_s + state.heartbeat_s
+            ), (SendHeartbeat(),)
         case Joined() if now_s >= state.acked_at_s + state.lease_s:
             return lost(state, now_s, f"the gateway acknowledged nothing for {state.lease_s} s")
-        case Joined() if now_s >= state.heartbeat_at_s:
-            return msgspec.structs.replace(state, heartbeat_at_s=now_s + state.heartbeat_s), (SendHeartbeat(),)
         case Joining() | Joined() | Ended():
             return state, ()
         case _:

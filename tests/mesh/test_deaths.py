@@ -21,6 +21,7 @@ from tests.mesh.processes import Processes, processes
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(600)]
 
 DEADLINE_S = 15.0
+LEASE_S = 1.5
 PROMPT = "a prompt that is long enough to need several segments on the wire, and then some"
 QUICK = (
     (FaultPoint.PREFILL_FIRST_LAYER, "kill"),
@@ -41,7 +42,7 @@ class Victims(msgspec.Struct, frozen=True):
 async def victims(deterministic_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Victims]:
     fault_file = tmp_path_factory.mktemp("faults") / "fault"
     async with processes(
-        deterministic_folder, config_of(fault_file), deadline_s=DEADLINE_S, heartbeat_s=0.2, lease_s=1.5
+        deterministic_folder, config_of(fault_file), deadline_s=DEADLINE_S, heartbeat_s=0.2, lease_s=LEASE_S
     ) as mesh:
         for name in ("p0", "p1", "d0", "d1"):
             await until_joined(mesh, InstanceId(name), 1)
@@ -91,6 +92,24 @@ async def test_the_death_of_the_gateway_frees_everything(action: signal.Signals,
         await until_joined(mesh, name, joined[name] + 1)
     await mesh.until_nothing_is_held()
     assert ended_well(await stream(mesh))
+
+
+@pytest.mark.parametrize("gateway_first", [True, False])
+async def test_a_pause_of_the_whole_machine_costs_nothing(gateway_first: bool, victims: Victims) -> None:
+    mesh = victims.mesh
+    workers = [InstanceId(name) for name in mesh.local.names() if name != "gateway"]
+    losses = {name: (times_lost(mesh, name), times_joined(mesh, name)) for name in workers}
+    served = [asyncio.ensure_future(stream(mesh, 0, max_tokens=1500)) for _ in range(2)]
+    await until_running(mesh)
+    everyone = ["gateway", *workers] if gateway_first else [*workers, "gateway"]
+    for name in everyone:
+        mesh.local.kill(name, signal.SIGSTOP)
+    await asyncio.sleep(2 * LEASE_S)
+    for name in everyone:
+        mesh.local.kill(name, signal.SIGCONT)
+    for events in await asyncio.gather(*served):
+        assert ended_well(events)
+    assert {name: (times_lost(mesh, name), times_joined(mesh, name)) for name in workers} == losses
 
 
 async def die_and_recover(point: FaultPoint, action: str, victims: Victims) -> None:

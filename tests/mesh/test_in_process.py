@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ async def test_a_client_that_leaves_frees_its_blocks(deterministic_folder: Path)
     def slow(instance: InstanceConfig) -> Runner:
         return deterministic(instance, step_seconds=0.01)
 
-    async with in_process_mesh(mesh_config(), deterministic_folder, build=slow) as mesh:
+    async with in_process_mesh(mesh_config(), deterministic_folder, build=unhurried) as mesh:
         for split in (0, "full"):
             request = asyncio.ensure_future(
                 mesh.complete(PROMPT, max_tokens=500, ignore_eos=True, pdmesh={"split": split})
@@ -142,11 +143,26 @@ async def test_a_lost_worker_fails_its_requests_and_joins_again(
         assert (await mesh.complete(PROMPT)).status == 200
 
 
+def unhurried(instance: InstanceConfig) -> Runner:
+    return deterministic(instance, step_seconds=0.01)
+
+
+async def test_nobody_is_lost_because_the_loop_stood_still(deterministic_folder: Path) -> None:
+    async with in_process_mesh(mesh_config(), deterministic_folder, build=unhurried) as mesh:
+        lives = [worker.jobs.generation for worker in mesh.workers.values()]
+        for _ in range(3):
+            request = asyncio.ensure_future(mesh.complete(PROMPT, max_tokens=30, ignore_eos=True))
+            await mesh.until(lambda: mesh.loads()[D0].context_tokens > len(PROMPT) + 3)
+            time.sleep(1.5 * mesh.config.gateway.lease_s)  # noqa: ASYNC251 - the loop is to stand still
+            assert (await request).body["usage"]["completion_tokens"] == 30
+        assert [worker.jobs.generation for worker in mesh.workers.values()] == lives
+
+
 async def test_a_flood_is_refused_with_a_time_to_come_back(deterministic_folder: Path) -> None:
     def slow(instance: InstanceConfig) -> Runner:
         return deterministic(instance, step_seconds=0.002)
 
-    async with in_process_mesh(mesh_config(queue=4), deterministic_folder, build=slow) as mesh:
+    async with in_process_mesh(mesh_config(queue=4), deterministic_folder, build=unhurried) as mesh:
         answers = await asyncio.gather(*(mesh.complete(PROMPT) for _ in range(60)))
         statuses = {answer.status for answer in answers}
         assert statuses == {200, 429}
@@ -166,7 +182,7 @@ async def test_a_worker_that_leaves_finishes_what_it_has(deterministic_folder: P
     def slow(instance: InstanceConfig) -> Runner:
         return deterministic(instance, step_seconds=0.005)
 
-    async with in_process_mesh(mesh_config(decode=2), deterministic_folder, build=slow) as mesh:
+    async with in_process_mesh(mesh_config(decode=2), deterministic_folder, build=unhurried) as mesh:
         requests = [asyncio.ensure_future(mesh.complete(PROMPT, max_tokens=40)) for _ in range(4)]
         await mesh.until(lambda: mesh.loads()[D0].running > 0)
         await mesh.stop_worker(D0)

@@ -1,7 +1,7 @@
 """Who is a member of the mesh: registrations, leases and generations, as a pure machine."""
 
 from dataclasses import dataclass
-from typing import assert_never
+from typing import Final, assert_never
 
 import msgspec
 
@@ -10,6 +10,9 @@ from common.kv.layout import KVLayout
 from common.messages.control import Heartbeat, HeartbeatAck, Leaving, Register, Rejected, Welcome
 from services.scheduling.membership.members import LoadReported, LossReason, Member, MemberJoined, MemberLost
 from services.scheduling.tick import Tick
+
+_UNHEARD: Final = 0.25
+"""Of a lease. Time that passed unticked for longer was time in which the gateway did not listen either."""
 
 Peer = bytes
 """The address of a worker's connection: opaque here, only handed back in `Reply`."""
@@ -86,6 +89,7 @@ class Membership:
         self._ack = HeartbeatAck(epoch=epoch)
         self._lives: dict[InstanceId, _Life] = {}
         self._layout: KVLayout | None = None
+        self._ticked_at: float | None = None
 
     def members(self) -> tuple[Member, ...]:
         """Everyone who may be used now, in the order of joining."""
@@ -100,6 +104,7 @@ class Membership:
         """What follows from one event."""
         match event:
             case Tick(now=now):
+                self._excuse(now)
                 return self._end_leases(now)
             case PeerUnreachable(peer=peer):
                 return self._disconnect(peer)
@@ -181,6 +186,16 @@ class Membership:
         # Not for good: where its key was replaced, it comes back with the new one.
         rejected = Rejected(reason=f"the key of instance {instance!r} was revoked or replaced")
         return [Reply(life.peer, rejected), self._lose(instance, LossReason.REVOKED)]
+
+    def _excuse(self, now: float) -> None:
+        """Where this process stood still (a paused machine), the heartbeats of that time wait to be read: it is not
+        counted as silence.
+        """
+        last, self._ticked_at = self._ticked_at, now
+        if last is None or now - last < _UNHEARD * self._welcome.lease_s:
+            return
+        for life in self._lives.values():
+            life.renewed_at = min(now, life.renewed_at + (now - last))
 
     def _end_leases(self, now: float) -> list[MembershipEffect]:
         lease_s = self._welcome.lease_s

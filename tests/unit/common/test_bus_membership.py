@@ -53,15 +53,37 @@ def test_heartbeats_follow_the_pace_of_the_welcome(clock, joined):
 
 
 def test_lease_without_acknowledgement_is_lost_and_an_acknowledgement_renews_it(clock, joined):
-    clock.advance(2.9)
-    state, _ = membership.received(joined, ACK, clock.now())
-    clock.advance(2.9)
-    assert isinstance(membership.ticked(state, clock.now())[0], Joined)
-    clock.advance(0.2)
-    state, effects = membership.ticked(state, clock.now())
+    state, _ = wait(clock, joined, 2.9)
+    state, _ = membership.received(state, ACK, clock.now())
+    state, _ = wait(clock, state, 2.9)
+    assert isinstance(state, Joined)
+    state, effects = wait(clock, state, 0.2)
     assert isinstance(state, Joining)
-    assert [type(effect) for effect in effects] == [DropJobs]
+    assert effects == [DropJobs("the gateway acknowledged nothing for 3.0 s")]
     assert membership.ticked(state, clock.now())[1] == (SendRegister(),)
+
+
+def test_time_in_which_this_process_stood_still_is_no_silence_of_the_gateway(clock, joined):
+    state, _ = wait(clock, joined, 1.0)
+    clock.advance(500.0)
+    state, effects = membership.ticked(state, clock.now())
+    assert isinstance(state, Joined)
+    assert effects == (SendHeartbeat(),)
+    state, _ = wait(clock, state, 1.4)
+    assert isinstance(state, Joined)
+    state, _ = wait(clock, state, 0.7)
+    assert isinstance(state, Joining), "the silence before the pause counts"
+
+
+def wait(clock, state, seconds):
+    """Tick whenever there is something to do, as the shell does, until a state is lost or time is up."""
+    until_s = clock.now() + seconds
+    effects = []
+    while isinstance(state, Joined) and (at_s := membership.wake_at_s(state)) <= until_s:
+        clock.advance(max(0.0, at_s - clock.now()))
+        state, effects = membership.ticked(state, clock.now())
+    clock.advance(max(0.0, until_s - clock.now()))
+    return state, list(effects)
 
 
 @pytest.mark.parametrize(

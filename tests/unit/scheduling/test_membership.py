@@ -108,6 +108,27 @@ def test_a_silent_member_is_lost_at_the_end_of_its_lease() -> None:
     assert membership.handle(Tick(99.0)) == []
 
 
+def test_time_in_which_the_gateway_stood_still_is_no_silence_of_its_members() -> None:
+    membership = a_membership()
+    say(membership, register(), now=10.0)
+    assert membership.handle(Tick(11.0)) == []
+    assert membership.handle(Tick(500.0)) == [], "the heartbeats since are still to be read"
+    for tenth in range(1, 20):
+        assert membership.handle(Tick(500.0 + tenth / 10)) == []
+    assert membership.handle(Tick(502.0)) == [lost(1, LossReason.SILENT)], "a lease of 3 s, 1 s of it before"
+
+
+def test_a_heartbeat_read_before_the_late_tick_renews_no_further_than_now() -> None:
+    membership = a_membership()
+    say(membership, register(), now=10.0)
+    membership.handle(Tick(10.0))
+    say(membership, heartbeat(), now=19.0)
+    assert membership.handle(Tick(20.0)) == []
+    for tenth in range(1, 30):
+        assert membership.handle(Tick(20.0 + tenth / 10)) == []
+    assert membership.handle(Tick(23.0)) == [lost(1, LossReason.SILENT)]
+
+
 def test_a_heartbeat_after_the_lease_is_told_to_register() -> None:
     membership = a_membership()
     say(membership, register())
