@@ -13,7 +13,7 @@ ENV PATH=/opt/pdmesh/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=
 # The first name is there so that a missing wheels/ is no error.
 COPY pyproject.toml wheels* /src/wheels/
 RUN pip install --find-links wheels ${TORCH}
-RUN python -c "import tomllib; print(*tomllib.load(open('wheels/pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" > needed \
+RUN python -c "import tomllib; p = tomllib.load(open('wheels/pyproject.toml', 'rb'))['project']; print(*p['dependencies'], *p['optional-dependencies']['tracing'], sep='\n')" > needed \
     && pip install --find-links wheels -r needed
 
 FROM ${BASE}

@@ -1,4 +1,4 @@
-"""The keys of mesh.yaml, their types and defaults. Every key has a default; an unknown key is an error."""
+"""The keys of mesh.yaml, their types and defaults. Nearly every key has a default; an unknown key is an error."""
 
 from typing import Annotated, Literal
 
@@ -145,7 +145,8 @@ class InstanceConfig(_Section, frozen=True):
     dtype: DType | None = None
     """None: the mesh's dtype."""
     threads: Annotated[int, msgspec.Meta(ge=1, le=1024)] | None = None
-    """None: the machine's cores shared evenly among the instances."""
+    """Threads that it computes with; null: one for each core of `cpu_affinity`, else the machine's cores shared evenly
+    among all `instances`, those of other machines too."""
     cpu_affinity: tuple[int, ...] | None = None
     """The cores that it may run on; null: all."""
     block_size: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 16

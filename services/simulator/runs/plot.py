@@ -18,7 +18,7 @@ def require_plots() -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
-        raise ConfigError("--plot needs matplotlib, which is not installed: pip install 'pdmesh[plots]'") from error
+        raise ConfigError("--plot needs matplotlib, which is not installed: pip install -e '.[plots]'") from error
 
 
 def plot_runs(runs: Sequence[Run], title: str, file: Path) -> None:
