@@ -45,6 +45,25 @@ class _Models(msgspec.Struct):
     data: list[_Entry]
 
 
+class _Told(msgspec.Struct):
+    message: str
+
+
+class _Delta(msgspec.Struct):
+    content: str | None = None
+
+
+class _Choice(msgspec.Struct):
+    delta: _Delta
+
+
+class _Event(msgspec.Struct):
+    """One event of a streamed answer, or why there are no more."""
+
+    choices: list[_Choice] = []
+    error: _Told | None = None
+
+
 class Conversation:
     """The turns so far; every request says all of them."""
 
@@ -116,35 +135,43 @@ def _stream(settings: ChatSettings, messages: list[dict[str, str]]) -> Iterator[
         body["max_completion_tokens"] = settings.max_tokens
     if settings.temperature is not None:
         body["temperature"] = settings.temperature
-    request = Gateway(settings.url, settings.key).request(
-        "/v1/chat/completions",
-        method="POST",
-        data=json.dumps(body).encode(),
-        headers={"Content-Type": "application/json"},
-    )
     try:
+        request = Gateway(settings.url, settings.key).request(
+            "/v1/chat/completions",
+            method="POST",
+            data=json.dumps(body).encode(),
+            headers={"Content-Type": "application/json"},
+        )
         with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:
             yield from _pieces(answer)
     except urllib.error.HTTPError as error:
         raise _failure(error, settings.url) from error
-    except (OSError, http.client.HTTPException) as error:
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        # Malformed addresses are ValueErrors.
         raise no_mesh(settings.url, error) from error
 
 
 def _pieces(lines: Iterator[bytes]) -> Iterator[str]:
-    """The text in the events of a stream. Raises ChatFailed where it ends without its end."""
+    """The text in the events of a stream. Raises ChatFailed where they tell of an error, or end without their end."""
     for line in lines:
         payload = line.removeprefix(b"data: ").strip()
         if not payload:
             continue
         if payload == b"[DONE]":
             return
-        event = json.loads(payload)
-        if "error" in event:
-            raise ChatFailed(event["error"]["message"])
-        for choice in event["choices"]:
-            yield choice["delta"].get("content") or ""
+        event = _event(payload)
+        if event.error is not None:
+            raise ChatFailed(event.error.message)
+        for choice in event.choices:
+            yield choice.delta.content or ""
     raise ChatFailed("the answer broke off")
+
+
+def _event(payload: bytes) -> _Event:
+    try:
+        return msgspec.json.decode(payload, type=_Event)
+    except ValueError as error:
+        raise ChatFailed(f"the answer is none of a pdmesh gateway: {error}") from error
 
 
 def _failure(error: urllib.error.HTTPError, url: str) -> ChatFailed | NoMesh:

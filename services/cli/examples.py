@@ -39,7 +39,7 @@ EXAMPLES: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
         ),
         "simulate": ("pdmesh simulate --cluster docs/examples/a100-a10.yaml --policy cronus,dp --rate 2,4",),
         "plan": (
-            "pdmesh plan docs/examples/plan-a100-a10.yaml --explain -o mesh.yaml",
+            "pdmesh plan docs/examples/plan-a100-a10.yaml --runnable --explain -o mesh.yaml",
             "pdmesh plan cluster.yaml --objective price --rate 8 --runnable --all plans",
         ),
         "compose": (

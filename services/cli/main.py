@@ -375,12 +375,11 @@ def config_show(
 
 @config_app.command("check", epilog=examples("config check"))
 def config_check(config: ConfigFile = None) -> None:
-    """Say whether the configuration, with the environment on top, can be used."""
-    from common.config.load import load_mesh
+    """Say whether the configuration, with the environment on top, can be used, and what is not on this machine."""
+    from services.cli.config_check import check_config
+    from services.cli.trace import wide_console
 
-    mesh = load_mesh(config, _environ(), {})
-    instances = ", ".join(f"{instance.id} ({instance.role})" for instance in mesh.instances)
-    print(f"ok: model {mesh.model}, dtype {mesh.dtype}, split {mesh.split}, instances {instances}")
+    check_config(config, _environ(), wide_console())
 
 
 def _at(url: str, api_key: str | None) -> "Gateway":

@@ -1,6 +1,5 @@
 """`pdmesh plan`: from machines, a model and a workload to the best deployments, and their mesh.yaml."""
 
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import msgspec
 from rich.console import Console
 
 from common.errors import ConfigError, PdmeshError
+from services.cli.flags import command_line, data_folder
 from services.cli.outcome import ExitCode
 from services.cli.plan_progress import shown_progress
 from services.cli.report_file import check_writable, write_rows
@@ -75,18 +75,10 @@ def run_plan(flags: PlanFlags, environ: Mapping[str, str], out: Console, err: Co
 
 def command_of(flags: PlanFlags) -> str:
     """The command line that these flags are."""
-    words = ["pdmesh", "plan", str(flags.cluster)]
-    for field in msgspec.structs.fields(PlanFlags):
-        value = getattr(flags, field.name)
-        if field.name == "cluster" or value == field.default:
-            continue
-        words.append(f"--{field.name.replace('_', '-')}")
-        words += [] if value is True else [str(value)]
-    return shlex.join(words)
+    return command_line(flags, "plan", str(flags.cluster), without=("cluster",))
 
 
 def _request(flags: PlanFlags, environ: Mapping[str, str]) -> PlanRequest:
-    folder = flags.data or (Path(environ["PDMESH_DATA"]) if environ.get("PDMESH_DATA") else None)
     objective = None
     if flags.objective is not None:
         if flags.objective not in list(Objective):
@@ -94,7 +86,7 @@ def _request(flags: PlanFlags, environ: Mapping[str, str]) -> PlanRequest:
         objective = Objective(flags.objective)
     if flags.rate is not None and not 0 < flags.rate < float("inf"):
         raise ConfigError(f"--rate is {flags.rate!r}; give requests per second above 0, such as 4 or 6.5")
-    return with_wishes(load_plan_file(flags.cluster, data=folder), objective, flags.rate)
+    return with_wishes(load_plan_file(flags.cluster, data=data_folder(flags.data, environ)), objective, flags.rate)
 
 
 def _check(flags: PlanFlags, request: PlanRequest) -> None:

@@ -17,6 +17,7 @@ from common.costs.step import Step
 from common.errors import ConfigError
 from common.messages.operator import InstanceInfo
 from services.cli.outcome import ExitCode
+from services.cli.report_file import check_writable
 from services.planner.errors import PlannerError
 from services.planner.measuring.client import MeshClient
 from services.planner.measuring.plot import plot_profile, require_plots
@@ -133,9 +134,9 @@ def _files(chosen: Sequence[InstanceInfo], out: Path) -> list[Path]:
     for file in files:
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.open("ab").close()
         except OSError as error:
             raise ConfigError(f"--out: {str(file)!r} cannot be written: {error.strerror}") from error
+        check_writable("--out", file)
     return files
 
 

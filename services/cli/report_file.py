@@ -1,10 +1,13 @@
 """Files that commands write: checked before the work, and figures in the one shape of the benchmarks."""
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from common.errors import ConfigError, PdmeshError
+
+if TYPE_CHECKING:
+    from services.bench.occasion import Occasion
 
 Row = Mapping[str, str | int | float | bool | None]
 
@@ -25,22 +28,17 @@ def check_writable(option: str, path: Path | None) -> None:
         raise ConfigError(f"{option}: {str(path)!r} cannot be written: {error.strerror}") from error
 
 
-def write_rows(file: Path, command: str, rows: Sequence[Row], summary: Mapping[str, float]) -> None:
-    """Raises PdmeshError where `file`, which --json named, cannot be written."""
+def write_rows(
+    file: Path, command: str, rows: Sequence[Row], summary: Mapping[str, float], occasion: "Occasion | None" = None
+) -> None:
+    """Raises PdmeshError where `file`, which --json named, cannot be written. `occasion`: where the load of the machine
+    before the run matters; None: as it is now.
+    """
     # Facts of the machine come from torch, which takes seconds to load.
-    from services.bench.checkout import commit_of
-    from services.bench.machine import this_machine
-    from services.bench.report import Report, write_report
+    from services.bench.occasion import this_occasion
+    from services.bench.report import write_report
 
-    report = Report(
-        command=command,
-        commit=commit_of(Path(__file__).parent),
-        date=datetime.now(UTC).isoformat(timespec="seconds"),
-        machine=this_machine(),
-        rows=tuple(rows),
-        summary=summary,
-    )
     try:
-        write_report(report, file)
+        write_report((occasion or this_occasion()).report(command, rows, summary), file)
     except OSError as error:
         raise PdmeshError(f"--json: {str(file)!r} cannot be written: {error.strerror}") from error

@@ -1,6 +1,5 @@
 """`pdmesh simulate`: serves a trace on devices that nobody needs to have, and says how it went."""
 
-import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import count
@@ -11,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from common.errors import ConfigError
+from services.cli.flags import command_line, data_folder
 from services.cli.outcome import ExitCode
 from services.cli.report_file import check_writable, write_rows
 from services.cli.simulate_tables import facts_lines, instances_table, runs_table, tuning_table
@@ -134,14 +134,7 @@ def _progress(console: Console, total: int) -> Iterator[Callable[[str, int], Ser
 
 def command_of(flags: SimulateFlags) -> str:
     """The command line that these flags are."""
-    words = ["pdmesh", "simulate"]
-    for field in msgspec.structs.fields(SimulateFlags):
-        value = getattr(flags, field.name)
-        if value == field.default:
-            continue
-        words.append(f"--{field.name.replace('_', '-')}")
-        words += [] if value is True else [str(value)]
-    return shlex.join(words)
+    return command_line(flags, "simulate")
 
 
 def _arrivals(flags: SimulateFlags) -> _Arrivals:
@@ -180,8 +173,7 @@ def _words(text: str | None) -> list[str]:
 
 
 def _workload(flags: SimulateFlags, environ: Mapping[str, str], arrivals: _Arrivals) -> Workload:
-    folder = flags.data or (Path(environ["PDMESH_DATA"]) if environ.get("PDMESH_DATA") else None)
-    choice = WorkloadChoice(flags.trace, flags.requests, flags.seed, flags.divide, folder)
+    choice = WorkloadChoice(flags.trace, flags.requests, flags.seed, flags.divide, data_folder(flags.data, environ))
     try:
         workload = choose_workload(choice)
         arrivals.check(workload)

@@ -12,22 +12,16 @@ from rich.text import Text
 
 from common.messages.operator import InstanceInfo, InstanceList
 from services.cli.gateway_client import GatewayAt, ask
+from services.gateway.routes.health_types import Health
 
 REFRESH_S: Final = 1.0
 _NOTHING: Final = "–"
 
 
-class Readiness(msgspec.Struct, frozen=True):
-    """The answer of GET /ready."""
-
-    status: str
-    reason: str | None = None
-
-
 class Standing(msgspec.Struct, frozen=True):
     """What a mesh says of itself at one moment, and what `--json` writes."""
 
-    ready: Readiness
+    ready: Health
     instances: tuple[InstanceInfo, ...]
 
 
@@ -86,11 +80,8 @@ def watch_status(at: GatewayAt, console: Console, looks: int | None = None) -> N
 def fetch_standing(at: GatewayAt) -> Standing:
     """What the gateway says. Raises NoMesh."""
     _, found = ask(at, "/instances", InstanceList)
-    return Standing(_readiness(at), found.instances)
-
-
-def _readiness(at: GatewayAt) -> Readiness:
-    return ask(at, "/ready", Readiness, also=503)[1]
+    _, ready = ask(at, "/ready", Health, also=503)
+    return Standing(ready, found.instances)
 
 
 def view(standing: Standing, rates: dict[str, Rate]) -> RenderableType:

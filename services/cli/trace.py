@@ -2,12 +2,12 @@
 
 import urllib.parse
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final
 
 from rich.console import Console
 
 from common.errors import PdmeshError
-from services.cli.gateway_client import GatewayAt, GatewayRefused, ask, no_mesh
+from services.cli.gateway_client import GatewayAt, ask
 from services.cli.trace_perfetto import perfetto_file
 from services.cli.trace_view import (
     candidates_table,
@@ -22,11 +22,9 @@ from services.gateway.records.trace_types import RequestTrace, TraceList, WholeT
 
 _PIPE_COLUMNS: Final = 160
 
-T = TypeVar("T")
-
 
 class NoTrace(PdmeshError):
-    """The gateway keeps no trace of that request; its own words."""
+    """The gateway keeps no trace that could be written."""
 
 
 class FileNotWritten(PdmeshError):
@@ -42,8 +40,8 @@ def wide_console() -> Console:
 
 
 def show_traces(at: GatewayAt, limit: int, *, as_json: bool, console: Console) -> None:
-    """Print the newest `limit` requests of the mesh whose gateway serves there. Raises NoMesh."""
-    body, found = _ask(at, f"/traces?limit={limit}", TraceList)
+    """Print the newest `limit` requests of the mesh whose gateway serves there. Raises NoMesh and GatewayRefused."""
+    body, found = ask(at, f"/traces?limit={limit}", TraceList)
     if as_json:
         console.print_json(body.decode())
     elif not found.kept:
@@ -55,8 +53,8 @@ def show_traces(at: GatewayAt, limit: int, *, as_json: bool, console: Console) -
 
 
 def show_trace(at: GatewayAt, request: str, *, as_json: bool, console: Console) -> None:
-    """Print all that is known of one request. Raises NoMesh, and NoTrace where the gateway does not know it."""
-    body, trace = _ask(at, _path_of(request), RequestTrace)
+    """Print all that is known of one request. Raises NoMesh, and GatewayRefused where it is not known."""
+    body, trace = ask(at, _path_of(request), RequestTrace)
     if as_json:
         console.print_json(body.decode())
         return
@@ -76,12 +74,12 @@ def show_trace(at: GatewayAt, request: str, *, as_json: bool, console: Console) 
 def write_perfetto(at: GatewayAt, request: str | None, limit: int, file: Path, console: Console) -> None:
     """Write one request, or the newest `limit`, for ui.perfetto.dev.
 
-    Raises NoMesh, NoTrace where the gateway does not know the request or knows none at all, and FileNotWritten.
+    Raises NoMesh, GatewayRefused, NoTrace where the gateway knows of none at all, and FileNotWritten.
     """
     if request is None:
-        found = _ask(at, f"/traces?limit={limit}&whole=true", WholeTraces)[1].traces
+        found = ask(at, f"/traces?limit={limit}&whole=true", WholeTraces)[1].traces
     else:
-        found = (_ask(at, _path_of(request), RequestTrace)[1],)
+        found = (ask(at, _path_of(request), RequestTrace)[1],)
     if not found:
         raise NoTrace(
             f"there is nothing to write to {str(file)!r}: the gateway has no trace yet, or gateway.traces is 0"
@@ -98,13 +96,3 @@ def write_perfetto(at: GatewayAt, request: str | None, limit: int, file: Path, c
 
 def _path_of(request: str) -> str:
     return f"/traces/{urllib.parse.quote(request, safe='')}"
-
-
-def _ask(at: GatewayAt, path: str, kind: type[T]) -> tuple[bytes, T]:
-    """The body and what it says. Raises NoMesh, and NoTrace where the gateway says so."""
-    try:
-        return ask(at, path, kind)
-    except GatewayRefused as refused:
-        if refused.code == "unknown_request":
-            raise NoTrace(str(refused)) from refused
-        raise no_mesh(at, refused) from refused

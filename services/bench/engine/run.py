@@ -4,20 +4,18 @@ import sys
 import tempfile
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
 import msgspec
 
 from common.clock import Clock
-from services.bench.checkout import commit_of
 from services.bench.engine.bounds import measure_bounds
 from services.bench.engine.errors import BenchError
 from services.bench.engine.gguf_file import write_gguf
 from services.bench.engine.loads import Load
 from services.bench.engine.system import System
-from services.bench.machine import this_machine
+from services.bench.occasion import this_occasion
 from services.bench.repeats import Measured, OnStep, interleave
 from services.bench.report import Report, Row, Where
 
@@ -57,6 +55,7 @@ async def run_engine_bench(
     bench: EngineBench, workloads: Sequence[Load], clock: Clock, on_step: OnStep, on_note: OnStep
 ) -> Report:
     """Raises BenchError where our own engine cannot be measured; a peer that cannot is left out, with a note."""
+    occasion = this_occasion()
     on_step("bounds of the machine")
     bounds = measure_bounds(bench.threads, bench.rounds, clock)
     rows: list[Row] = [_bounds_row(bench, bounds)]
@@ -66,14 +65,7 @@ async def run_engine_bench(
             variants = {system.name: _trial(system, load) for system in systems}
             samples = await interleave(variants, bench.rounds, partial(_say, on_step, load))
             rows += _rows(bench, load, systems, samples)
-    return Report(
-        command=bench.command,
-        commit=commit_of(Path(__file__).parent),
-        date=datetime.now(UTC).isoformat(timespec="seconds"),
-        machine=this_machine(),
-        rows=tuple(rows),
-        summary=summary(rows),
-    )
+    return occasion.report(bench.command, rows, summary(rows))
 
 
 def _say(on_step: OnStep, load: Load, name: str) -> None:

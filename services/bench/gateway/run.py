@@ -3,7 +3,6 @@
 import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -12,7 +11,6 @@ import msgspec
 
 from common.clock import Clock
 from common.loop_lag import LoopLagFigures
-from services.bench.checkout import commit_of
 from services.bench.gateway.cases import MIDDLE, Case, cases
 from services.bench.gateway.fixed_answers import FixedAnswer, record
 from services.bench.gateway.instant_mesh import instant_mesh, mesh_system, write_model
@@ -24,7 +22,7 @@ from services.bench.gateway.system import RAW, Skipped, System
 from services.bench.gateway.trials import Trials
 from services.bench.gateway.wrk import find_wrk
 from services.bench.loop_lag import GATEWAY, read_loop_lag
-from services.bench.machine import this_machine
+from services.bench.occasion import this_occasion
 from services.bench.repeats import OnStep, interleave
 from services.bench.report import Report, Row
 from services.bench.transfer.errors import BenchError
@@ -48,7 +46,7 @@ async def run_gateway_bench(
     bench: GatewayBench, environ: Mapping[str, str], clock: Clock, on_step: OnStep, on_note: OnStep
 ) -> Report:
     """Raises BenchError, or what LocalMesh raises; a peer that cannot be measured is left out, with a row."""
-    machine = this_machine()
+    occasion = this_occasion()
     with tempfile.TemporaryDirectory(prefix="pdmesh-bench-") as temporary:
         scratch = Path(temporary)
         async with _served(scratch, environ, clock, on_step, on_note) as (systems, skipped, answers):
@@ -56,14 +54,7 @@ async def run_gateway_bench(
             trials = Trials(find_wrk(environ), scratch, bench.seconds, len(stream.events), clock)
             rows = await _measure(bench, trials, systems, on_step)
     rows += map(skipped_row, skipped)
-    return Report(
-        command=bench.command,
-        commit=commit_of(Path(__file__).parent),
-        date=datetime.now(UTC).isoformat(timespec="seconds"),
-        machine=machine,
-        rows=tuple(rows),
-        summary=summary(rows),
-    )
+    return occasion.report(bench.command, rows, summary(rows))
 
 
 @asynccontextmanager

@@ -1,14 +1,11 @@
 """The whole benchmark of the policies: which rows, in which order, in one report."""
 
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
-from pathlib import Path
 
 import msgspec
 
 from common.clock import Clock
-from services.bench.checkout import commit_of
-from services.bench.machine import this_machine
+from services.bench.occasion import this_occasion
 from services.bench.policies.ablations import (
     Variant,
     ablation_row,
@@ -47,15 +44,17 @@ class SimulatedLoads(msgspec.Struct, frozen=True):
 
 def simulated_report(command: str, loads: SimulatedLoads, on_step: OnStep) -> Report:
     """The paper's table."""
+    occasion = this_occasion()
     lengths, _ = loads.used()
     rows: list[Row] = []
     for pair in _pairs(loads):
         rows += paper_rows(pair, lengths, on_step)
-    return _report(command, rows, paper_summary(rows))
+    return occasion.report(command, rows, paper_summary(rows))
 
 
 def ablations_report(command: str, loads: SimulatedLoads, on_step: OnStep) -> Report:
     """What the paper did not vary."""
+    occasion = this_occasion()
     lengths, others = loads.used()
     rows: list[Row] = []
     for index, pair in enumerate(_pairs(loads)):
@@ -65,11 +64,12 @@ def ablations_report(command: str, loads: SimulatedLoads, on_step: OnStep) -> Re
             peak = serve(pair, PairSystem.CRONUS, all_at_once(lengths)).throughput_rps
             _run(pair, list(burst_variants(pair, lengths, peak)), rows, on_step)
             _run(pair, list(fleet_variants(load_catalogue(), pair, lengths)), rows, on_step)
-    return _report(command, rows, balance_over_best_fraction(rows))
+    return occasion.report(command, rows, balance_over_best_fraction(rows))
 
 
 async def costs_report(command: str, clock: Clock, on_step: OnStep, *, quick: bool) -> Report:
     """What a decision costs, and how fast the simulator is: seconds of this machine."""
+    occasion = this_occasion()
     rows = await measure_decisions(20 if quick else 200, 2 if quick else 9, clock, on_step)
     rows += measure_simulator_speed(1_000 if quick else 100_000, 1, clock, on_step)
     median = {(row["pairs"], row["shortlist"], row["balance"]): row for row in rows if row["kind"] == "decision"}
@@ -79,7 +79,7 @@ async def costs_report(command: str, clock: Clock, on_step: OnStep, *, quick: bo
         if balance == Balance.FINISH
     }
     summary |= {f"simulator_{row['system']}_s": float(row["seconds"] or 0) for row in rows if "seconds" in row}
-    return _report(command, rows, summary)
+    return occasion.report(command, rows, summary)
 
 
 def _pairs(loads: SimulatedLoads) -> Sequence[Pair]:
@@ -91,14 +91,3 @@ def _run(pair: Pair, variants: Sequence[Variant], rows: list[Row], on_step: OnSt
     for variant in variants:
         on_step(f"{pair.name}, {pair.model.name}: {variant.ablation} {variant.setting}")
         rows.append(ablation_row(pair, variant, variant.run()))
-
-
-def _report(command: str, rows: Sequence[Row], summary: dict[str, float]) -> Report:
-    return Report(
-        command=command,
-        commit=commit_of(Path(__file__).parent),
-        date=datetime.now(UTC).isoformat(timespec="seconds"),
-        machine=this_machine(),
-        rows=tuple(rows),
-        summary=summary,
-    )

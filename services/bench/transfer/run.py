@@ -1,13 +1,9 @@
 """The whole benchmark, from an empty machine to a report."""
 
-from datetime import UTC, datetime
-from pathlib import Path
-
 import msgspec
 
 from common.clock import SystemClock
-from services.bench.checkout import commit_of
-from services.bench.machine import this_machine
+from services.bench.occasion import this_occasion
 from services.bench.repeats import OnStep
 from services.bench.report import Report
 from services.bench.transfer.cases import MEMCPY, Effort, take_cases
@@ -32,25 +28,22 @@ class TransferBench(msgspec.Struct, frozen=True):
 
 async def run_transfer_bench(bench: TransferBench, heard: Heard) -> Report:
     """Minutes, on a machine with nothing else to do. Raises BenchError, OSError or a TransferError."""
-    clock, machine, effort = SystemClock(), this_machine(), bench.effort
+    clock, occasion, effort = SystemClock(), this_occasion(), bench.effort
     kernels = await measure_kernels(effort.kernel_bytes, effort.kernel_rounds, clock, heard.on_step)
     plan = await measure_planning(effort.plan_blocks, bench.segment_bytes, effort.plan_rounds, clock, heard.on_step)
     largest, segment_bytes = effort.largest_bytes, bench.segment_bytes
     async with open_stage(largest, segment_bytes, clock, heard, with_peers=bench.with_peers) as stage:
         rates = await _rates(stage, effort, heard.on_step)
-        pipelines = Pipeline(stage, largest, segment_bytes, machine.cores, clock)
+        pipelines = Pipeline(stage, largest, segment_bytes, occasion.machine.cores, clock)
         pipeline = await pipelines.measure(effort.pipeline_rounds, heard.on_step)
         layerwise = await measure_layerwise(
             stage.taker, tuple(stage.remote), effort.prompt_tokens, effort.layerwise_rounds, heard.on_step
         )
     rate_table = [row for found in rates for row in rate_rows(found, stage.peers, stage.versions)]
-    return Report(
-        command=bench.command,
-        commit=commit_of(Path(__file__).parent),
-        date=datetime.now(UTC).isoformat(timespec="seconds"),
-        machine=machine,
-        rows=(*rate_table, *kernels, plan, *pipeline, *layerwise),
-        summary=rate_ratios(rates[-1]) | kernel_ratios(kernels) | other_ratios(plan, pipeline, layerwise),
+    return occasion.report(
+        bench.command,
+        (*rate_table, *kernels, plan, *pipeline, *layerwise),
+        rate_ratios(rates[-1]) | kernel_ratios(kernels) | other_ratios(plan, pipeline, layerwise),
     )
 
 

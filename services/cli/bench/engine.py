@@ -14,6 +14,7 @@ from services.bench.engine.run import EngineBench, run_engine_bench
 from services.bench.report import Report, Row, write_report
 from services.bench.table import rows_table
 from services.cli.bench.progress import bench_progress
+from services.cli.flags import data_folder
 from services.cli.outcome import ExitCode
 from services.cli.report_file import check_writable
 from services.launch.model import prepare_model
@@ -81,7 +82,7 @@ async def _measure(flags: EngineFlags, environ: Mapping[str, str], console: Cons
 
 def _conversation(flags: EngineFlags, environ: Mapping[str, str]) -> Workload:
     """The first of the public trace where its folder is known, else synthetic ones of the same quantiles."""
-    data = flags.data or (Path(environ["PDMESH_DATA"]) if environ.get("PDMESH_DATA") else None)
+    data = data_folder(flags.data, environ)
     whole = synthetic(_CONVERSATIONS, seed=0) if data is None else read_known(data, _TRACE)
     return scaled(first(whole, _CONVERSATIONS), _DIVISOR)
 

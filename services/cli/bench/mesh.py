@@ -1,8 +1,6 @@
 """`pdmesh bench policies --real --mesh FILE`: meshes as their files describe them, measured and predicted."""
 
-import shlex
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
@@ -12,8 +10,7 @@ from rich.console import Console
 
 from common.clock import SystemClock
 from common.errors import ConfigError
-from services.bench.checkout import commit_of
-from services.bench.machine import this_machine
+from services.bench.occasion import this_occasion
 from services.bench.policies.mesh_rows import MeshLoad, Unpredicted, mesh_rows, mesh_summary, predict_mesh
 from services.bench.policies.mesh_runs import MeshRun, load_meshes, run_meshes
 from services.bench.policies.mesh_system import read_model_facts
@@ -21,6 +18,7 @@ from services.bench.repeats import OnStep
 from services.bench.report import Report, Row, write_report
 from services.bench.table import rows_table
 from services.cli.bench.progress import bench_progress
+from services.cli.flags import command_line, data_folder
 from services.cli.outcome import ExitCode
 from services.cli.report_file import check_writable
 from services.launch.model import prepare_model
@@ -77,6 +75,7 @@ def run_bench_mesh(flags: MeshFlags, environ: Mapping[str, str]) -> ExitCode:
 async def _measured(
     flags: MeshFlags, load: MeshLoad, environ: Mapping[str, str], on_step: OnStep, console: Console
 ) -> Report:
+    occasion = this_occasion()
     meshes = load_meshes(flags.mesh, environ)
     folder = await prepare_model(meshes[0].config.model, environ)
     model = read_model_facts(folder)
@@ -88,14 +87,7 @@ async def _measured(
     run = MeshRun(meshes, folder, load.workload, rounds, model.vocab_size)
     served = await run_meshes(run, environ, SystemClock(), on_step)
     rows = mesh_rows(served, predicted, load)
-    return Report(
-        command=command_of(flags),
-        commit=commit_of(Path(__file__).parent),
-        date=datetime.now(UTC).isoformat(timespec="seconds"),
-        machine=this_machine(),
-        rows=tuple(rows),
-        summary=mesh_summary(served, rows),
-    )
+    return occasion.report(command_of(flags), rows, mesh_summary(served, rows))
 
 
 def _load(flags: MeshFlags, environ: Mapping[str, str]) -> MeshLoad:
@@ -104,7 +96,7 @@ def _load(flags: MeshFlags, environ: Mapping[str, str]) -> MeshLoad:
     chosen = [option for option, is_given in ways.items() if is_given]
     if len(chosen) > 1:
         raise ConfigError(f"{' and '.join(chosen)} say each when requests come; give one of them")
-    data = flags.data or (Path(environ["PDMESH_DATA"]) if environ.get("PDMESH_DATA") else None)
+    data = data_folder(flags.data, environ)
     requests = _QUICK_REQUESTS if flags.quick and flags.requests is None else flags.requests
     choice = WorkloadChoice(flags.trace, requests, _SEED, flags.divide, data)
     try:
@@ -120,16 +112,8 @@ def _load(flags: MeshFlags, environ: Mapping[str, str]) -> MeshLoad:
 
 def command_of(flags: MeshFlags) -> str:
     """The command line that these flags are, but for where the report goes and the data lie."""
-    words = ["pdmesh", "bench", "policies", "--real"]
-    for mesh in flags.mesh:
-        words += ["--mesh", mesh.name]
-    for field in msgspec.structs.fields(MeshFlags):
-        value = getattr(flags, field.name)
-        if field.name in ("mesh", "json", "data") or value == field.default:
-            continue
-        words.append(f"--{field.name.replace('_', '-')}")
-        words += [] if value is True else [str(value)]
-    return shlex.join(words)
+    meshes = [word for mesh in flags.mesh for word in ("--mesh", mesh.name)]
+    return command_line(flags, "bench", "policies", "--real", *meshes, without=("mesh", "json", "data"))
 
 
 def _show(report: Report, console: Console) -> None:

@@ -14,6 +14,7 @@ from common.errors import ConfigError
 from common.ids import InstanceId
 from common.kv.layout import KVOrder
 from common.messages.control import Role
+from services.bench.occasion import this_occasion
 from services.bench.parity.questions import QUESTIONS
 from services.bench.parity.rows import parity_rows, parity_summary, parity_table
 from services.bench.parity.run import Outcome, ask_everything
@@ -41,11 +42,12 @@ class ParityFlags(msgspec.Struct, frozen=True, kw_only=True):
 def run_parity(flags: ParityFlags, environ: Mapping[str, str]) -> ExitCode:
     """Ask, write the JSON, show what differs; FAILED where anything does. Raises PdmeshError."""
     check_writable("--json", flags.json)
+    occasion = this_occasion()
     with bench_progress(Console(stderr=True)) as on_step:
         outcomes = uvloop.run(_asked(flags, environ, on_step))
     rows, summary = parity_rows(outcomes), parity_summary(outcomes)
     command = f"pdmesh bench parity{'' if flags.url is None else ' --url URL'} --model {flags.model}"
-    write_rows(flags.json, command, rows, summary)
+    write_rows(flags.json, command, rows, summary, occasion)
     _show(outcomes, flags.markdown, Console())
     return ExitCode.DONE if summary["same_answers"] == summary["answers"] else ExitCode.FAILED
 

@@ -9,6 +9,7 @@ import msgspec
 from rich.console import Console
 
 from common.clock import SystemClock
+from services.bench.occasion import this_occasion
 from services.bench.report import Row
 from services.bench.table import rows_table
 from services.cli.bench.progress import bench_progress
@@ -121,7 +122,7 @@ class PlannerFlags(msgspec.Struct, frozen=True, kw_only=True):
 def run_bench_planner(flags: PlannerFlags, environ: Mapping[str, str]) -> ExitCode:
     """Plan, simulate and compare; write the JSON, show it. Raises PdmeshError."""
     check_writable("--json", flags.json)
-    console = Console(stderr=True)
+    console, occasion = Console(stderr=True), this_occasion()
     with bench_progress(console) as on_step, tempfile.TemporaryDirectory(prefix="pdmesh-plans-") as folder:
         bench = PlannerBench(
             folder=Path(folder),
@@ -133,7 +134,7 @@ def run_bench_planner(flags: PlannerFlags, environ: Mapping[str, str]) -> ExitCo
         )
         rows = tuple(planner_rows(bench))
     summary = planner_summary(rows)
-    write_rows(flags.json, _command(flags), rows, summary)
+    write_rows(flags.json, _command(flags), rows, summary, occasion)
     _show(rows, summary, Console())
     return ExitCode.DONE
 

@@ -2,7 +2,6 @@
 
 import tempfile
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
@@ -12,8 +11,7 @@ from rich.console import Console
 
 from common.clock import SystemClock
 from common.errors import ConfigError
-from services.bench.checkout import commit_of
-from services.bench.machine import this_machine
+from services.bench.occasion import this_occasion
 from services.bench.policies.predicted import KVShape, best_dp_weight, bounds_of, predict
 from services.bench.policies.real import RealRun, run_real
 from services.bench.policies.real_rows import OFFLINE, RealFacts, real_rows, real_summary
@@ -23,6 +21,7 @@ from services.bench.report import Report, Row, write_report
 from services.bench.table import rows_table
 from services.cli.bench.profiles import measured_profiles
 from services.cli.bench.progress import bench_progress
+from services.cli.flags import data_folder
 from services.cli.outcome import ExitCode
 from services.cli.report_file import check_writable
 from services.launch.model import prepare_model
@@ -85,7 +84,7 @@ def run_policies(flags: PoliciesFlags, environ: Mapping[str, str]) -> ExitCode:
     check_writable("--json", flags.json)
     console = Console(stderr=True)
     command = f"pdmesh bench policies --{flags.kind}{' --quick' * flags.quick}"
-    data = flags.data or (Path(environ["PDMESH_DATA"]) if environ.get("PDMESH_DATA") else None)
+    data = data_folder(flags.data, environ)
     with bench_progress(console) as on_step:
         if flags.kind == REAL:
             report = uvloop.run(_real(flags, command, data, environ, on_step, console))
@@ -121,6 +120,7 @@ async def _real(
     on_step: Callable[[str], None],
     console: Console,
 ) -> Report:
+    occasion = this_occasion()
     devices = Devices(model=flags.model, slowdown=flags.slowdown)
     lengths = first(scaled(_lengths(_PAPER, _PAPER, data), _DIVISOR), 12 if flags.quick else flags.requests)
     folder = await prepare_model(flags.model, environ)
@@ -142,14 +142,7 @@ async def _real(
         for item in served
     }
     rows = real_rows(served, predicted, facts)
-    return Report(
-        command=command,
-        commit=commit_of(Path(__file__).parent),
-        date=datetime.now(UTC).isoformat(timespec="seconds"),
-        machine=this_machine(),
-        rows=tuple(rows),
-        summary=real_summary(rows) | msgspec.structs.asdict(facts.bounds),
-    )
+    return occasion.report(command, rows, real_summary(rows) | msgspec.structs.asdict(facts.bounds))
 
 
 async def _profiles(

@@ -12,12 +12,14 @@ from common.clock import SystemClock
 from common.config.types import DType
 from common.errors import ConfigError
 from services.bench.load.stream import LoadRequest
+from services.bench.occasion import this_occasion
 from services.bench.policies.mesh_system import read_model_facts
 from services.bench.prefixes.meshes import Meshes, Variant, run_variants
 from services.bench.prefixes.prompts import Scale, bound_of, load_of, scaled_slice
 from services.bench.prefixes.rows import Slice, prefixes_summary, variant_rows
 from services.bench.table import rows_table
 from services.cli.bench.progress import bench_progress
+from services.cli.flags import data_folder
 from services.cli.outcome import ExitCode
 from services.cli.report_file import check_writable, write_rows
 from services.launch.model import prepare_model
@@ -61,6 +63,7 @@ def run_prefixes(flags: PrefixesFlags, environ: Mapping[str, str]) -> ExitCode:
     file, scale = _trace_file(flags, environ), Scale()
     slice_ = scaled_slice(read_mooncake(file, keep_hash_ids=True), 8 if flags.quick else flags.requests, scale)
     rate, rounds = (8.0, 1) if flags.quick else (flags.rate, flags.rounds)
+    occasion = this_occasion()
     with bench_progress(Console(stderr=True)) as on_step:
         on_step("preparing the model")
         folder = uvloop.run(prepare_model(flags.model, environ))
@@ -77,9 +80,8 @@ def run_prefixes(flags: PrefixesFlags, environ: Mapping[str, str]) -> ExitCode:
     lru_bounds = {system: bound_of(asked, size, blocks) for system, blocks in samples.blocks.items()}
     served = Slice(asked, rate, bound_of(asked, size), lru_bounds, flags.model, flags.dtype, flags.kv_memory)
     rows = variant_rows(samples.answers, served)
-    write_rows(
-        flags.json, "pdmesh bench prefixes" + " --quick" * flags.quick, rows, prefixes_summary(samples.answers, served)
-    )
+    command = "pdmesh bench prefixes" + " --quick" * flags.quick
+    write_rows(flags.json, command, rows, prefixes_summary(samples.answers, served), occasion)
     Console().print(rows_table("Prefixes that recur", rows, _COLUMNS))
     return ExitCode.DONE
 
@@ -87,7 +89,7 @@ def run_prefixes(flags: PrefixesFlags, environ: Mapping[str, str]) -> ExitCode:
 def _trace_file(flags: PrefixesFlags, environ: Mapping[str, str]) -> Path:
     if flags.trace is not None:
         return flags.trace
-    data = flags.data or (Path(environ["PDMESH_DATA"]) if environ.get("PDMESH_DATA") else None)
+    data = data_folder(flags.data, environ)
     if data is None:
         raise ConfigError("give a Mooncake trace with --trace, or a folder with the public ones with --data")
     return find_trace(data, _TRACE)

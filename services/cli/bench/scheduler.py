@@ -3,7 +3,6 @@
 import shlex
 import tempfile
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
@@ -12,8 +11,7 @@ import uvloop
 from rich.console import Console
 
 from common.clock import SystemClock
-from services.bench.checkout import commit_of
-from services.bench.machine import this_machine
+from services.bench.occasion import this_occasion
 from services.bench.policies.mesh_system import ModelFacts, mesh_system, read_model_facts, read_profiles
 from services.bench.repeats import OnStep
 from services.bench.report import Report, Row, write_report
@@ -89,6 +87,7 @@ def run_scheduler(flags: SchedulerFlags, environ: Mapping[str, str]) -> ExitCode
     """Measure or simulate, write the JSON, show it. Raises PdmeshError."""
     check_writable("--json", flags.json)
     console = Console(stderr=True)
+    occasion = this_occasion()
     with bench_progress(console) as on_step:
         if flags.kind == REAL:
             check_policies(flags.policies)
@@ -96,14 +95,7 @@ def run_scheduler(flags: SchedulerFlags, environ: Mapping[str, str]) -> ExitCode
         else:
             rows = scheduler_rows(scheduler_clusters(load_catalogue()), scheduler_loads(), on_step, quick=flags.quick)
             summary = scheduler_summary(rows)
-    report = Report(
-        command=command_of(flags),
-        commit=commit_of(Path(__file__).parent),
-        date=datetime.now(UTC).isoformat(timespec="seconds"),
-        machine=this_machine(),
-        rows=tuple(rows),
-        summary=summary,
-    )
+    report = occasion.report(command_of(flags), rows, summary)
     write_report(report, flags.json)
     _show(report, Console())
     return ExitCode.DONE

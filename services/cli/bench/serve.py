@@ -1,8 +1,6 @@
 """`pdmesh bench serve`: the whole mesh beside its stages alone, and beside one engine with both cores."""
 
-import shlex
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
@@ -13,8 +11,7 @@ from rich.console import Console
 from common.clock import SystemClock
 from common.errors import ConfigError
 from common.hardware import available_cores
-from services.bench.checkout import commit_of
-from services.bench.machine import this_machine
+from services.bench.occasion import this_occasion
 from services.bench.policies.mesh_system import read_model_facts
 from services.bench.repeats import OnStep
 from services.bench.report import Report, Row, write_report
@@ -23,6 +20,7 @@ from services.bench.serve.run import ServeRun, run_serve
 from services.bench.serve.settings import ServeSettings
 from services.bench.table import rows_table
 from services.cli.bench.progress import bench_progress
+from services.cli.flags import command_line
 from services.cli.outcome import ExitCode
 from services.cli.report_file import check_writable
 from services.launch.model import prepare_model
@@ -114,28 +112,14 @@ async def _measured(flags: ServeFlags, settings: ServeSettings, environ: Mapping
     folder = await prepare_model(flags.model, environ)
     rounds = 1 if flags.quick else flags.rounds
     run = ServeRun(settings, folder, read_model_facts(folder).vocab_size, rounds)
-    machine = this_machine()
+    occasion = this_occasion()
     served = await run_serve(run, environ, SystemClock(), on_step)
-    return Report(
-        command=command_of(flags),
-        commit=commit_of(Path(__file__).parent),
-        date=datetime.now(UTC).isoformat(timespec="seconds"),
-        machine=machine,
-        rows=tuple(serve_rows(settings, served)),
-        summary=serve_summary(served),
-    )
+    return occasion.report(command_of(flags), serve_rows(settings, served), serve_summary(served))
 
 
 def command_of(flags: ServeFlags) -> str:
     """The command line that these flags are, but for where the report goes."""
-    words = ["pdmesh", "bench", "serve"]
-    for field in msgspec.structs.fields(ServeFlags):
-        value = getattr(flags, field.name)
-        if field.name == "json" or value == field.default:
-            continue
-        words.append(f"--{field.name.replace('_', '-')}")
-        words += [] if value is True else [f"{value:g}" if isinstance(value, float) else str(value)]
-    return shlex.join(words)
+    return command_line(flags, "bench", "serve", without=("json",))
 
 
 def _show(report: Report, console: Console) -> None:

@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 from common.config.reference import key_entries
 from common.config.types import MeshConfig
+from common.errors import ConfigError
 from common.model_store import FORMAT, MARKER
 from services.cli.config_show import reference_rows
 from services.cli.main import app
@@ -70,3 +71,26 @@ def test_models_of_this_machine(tmp_path: Path) -> None:
 @pytest.mark.parametrize("command", ["status", "drain", "resume", "chat"])
 def test_the_new_commands_explain_themselves(command: str) -> None:
     assert "--url" in run(command, "--help")
+
+
+def test_check_names_what_is_not_here(tmp_path: Path) -> None:
+    file = tmp_path / "mesh.yaml"
+    here = tmp_path / "d0.json"
+    here.touch()
+    instances = f"[{{id: p0, role: prefill, profile: gone/p0.json}}, {{id: d0, role: decode, profile: {here}}}]"
+    file.write_text(f"gateway: {{api_keys: gone/keys}}\ninstances: {instances}\n")
+    told = run("config", "check", "--config", str(file), PDMESH_CACHE=str(tmp_path / "empty")).splitlines()
+    assert told == [
+        "ok: model smollm2, dtype float32, split full, instances p0 (prefill), d0 (decode)",
+        "the model is not prepared here yet: the first start does it, or `pdmesh model fetch smollm2`",
+        "not on this machine: gone/keys (gateway.api_keys)",
+        "not on this machine: gone/p0.json (profile of p0)",
+    ]
+
+
+def test_check_refuses_a_model_that_is_none(tmp_path: Path) -> None:
+    file = tmp_path / "mesh.yaml"
+    file.write_text("model: LLaMA3-8B\n")
+    result = RUN.invoke(app, ["config", "check", "--config", str(file)], env={"PDMESH_CACHE": str(tmp_path)})
+    assert isinstance(result.exception, ConfigError)
+    assert "model 'LLaMA3-8B' is not known" in str(result.exception)

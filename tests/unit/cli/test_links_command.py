@@ -1,6 +1,4 @@
-import http.server
 import io
-import threading
 from collections.abc import Iterator
 
 import msgspec
@@ -11,6 +9,7 @@ from common.ids import Generation, InstanceId
 from common.messages.control import LinkFigures, LinkMeasured
 from services.cli.gateway_client import NoMesh
 from services.cli.links import fetch_links, show_links
+from tests.unit.cli.http_case import serving
 
 LINK = LinkMeasured(
     InstanceId("d0"),
@@ -22,25 +21,14 @@ LINK = LinkMeasured(
 )
 
 
-class _Gateway(http.server.BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
-        is_known = self.path == "/links"
-        self.send_response(200 if is_known else 404)
-        self.end_headers()
-        self.wfile.write(msgspec.json.encode({"links": [LINK]}) if is_known else b"<html>")
-
-    def log_message(self, *_: object) -> None:
-        pass
+def answer(path: str) -> tuple[int, bytes]:
+    return (200, msgspec.json.encode({"links": [LINK]})) if path == "/links" else (404, b"<html>")
 
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    with http.server.HTTPServer(("127.0.0.1", 0), _Gateway) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+    with serving(answer) as url:
+        yield url
 
 
 def shown(url: str, *, as_json: bool) -> str:

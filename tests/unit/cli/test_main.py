@@ -35,10 +35,10 @@ def test_bad_usage_is_2(arguments):
 
 def test_config_check_says_ok_on_stdout(tmp_path):
     file = tmp_path / "mesh.yaml"
-    file.write_text("model: tiny\nsplit: 0\ninstances: [{id: d7, role: decode}]\n")
+    file.write_text("model: org/tiny\nsplit: 0\ninstances: [{id: d7, role: decode}]\n")
     done = run("config", "check", "--config", str(file))
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == "ok: model tiny, dtype float32, split 0, instances d7 (decode)\n"
+    assert done.stdout.splitlines()[0] == "ok: model org/tiny, dtype float32, split 0, instances d7 (decode)"
 
 
 @pytest.mark.parametrize("command", [("config", "check"), ("up",), ("gateway",), ("decode",)])

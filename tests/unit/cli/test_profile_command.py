@@ -3,17 +3,25 @@
 import io
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from rich.console import Console
 
 from common.costs.models import DecodeStepCost, InstanceCosts, MixedStepCost, PrefillCost
 from common.errors import ConfigError
+from common.ids import Generation, InstanceId
+from common.messages.control import Load
+from common.messages.operator import InstanceInfo, InstanceList
 from services.cli.profile import ProfileFlags, profile_table, run_profile
 from services.planner.errors import PlannerError
 from services.scheduling.profiles.profile import Fit, Origin, Profile, Subject
+from tests.unit.cli.http_case import serving
+from tests.unit.common.bus_fixtures import registration
 
+NAMES = InstanceId("d0"), InstanceId("d1")
 COSTS = InstanceCosts(
     PrefillCost(0.0421, 0.00203), MixedStepCost(0.05, 0.002, 1.5e-5, 1.2e-5), DecodeStepCost(0.0567, 0.0041, 1.1e-5)
 )
@@ -74,3 +82,35 @@ def test_the_command_loads_no_torch_and_ends_with_1_where_nobody_answers(tmp_pat
     assert done.returncode == 1
     assert "no pdmesh gateway answers" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def measures_nothing(path: str) -> tuple[int, bytes]:
+    if path == "/instances":
+        member = registration(Generation(1))
+        infos = tuple(InstanceInfo(msgspec.structs.replace(member, instance=name), Load()) for name in NAMES)
+        return 200, msgspec.json.encode(InstanceList(infos))
+    return 503, b'{"error": {"message": "it was lost", "code": "instance_lost"}}'
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with serving(measures_nothing) as url:
+        yield url
+
+
+def test_what_was_not_measured_leaves_no_file(url: str, tmp_path: Path) -> None:
+    kept = tmp_path / "profiles" / "d1.json"
+    kept.parent.mkdir()
+    kept.write_bytes(b"of another day")
+    with pytest.raises(PlannerError, match="it was lost"):
+        run_profile(flags(url, tmp_path / "profiles"), Console(file=io.StringIO()))
+    assert [path.name for path in kept.parent.iterdir()] == ["d1.json"]
+    assert kept.read_bytes() == b"of another day"
+
+
+def test_a_file_that_cannot_be_written_is_known_before_anything_is_measured(url: str, tmp_path: Path) -> None:
+    (tmp_path / "d0.json").mkdir()
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path, tmp_path / "file"):
+        with pytest.raises(ConfigError, match=r"--out: .*d0\.json' cannot be written"):
+            run_profile(flags(url, out), Console(file=io.StringIO()))

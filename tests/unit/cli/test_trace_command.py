@@ -1,9 +1,7 @@
 """`pdmesh trace` against a gateway that says what the test wants."""
 
-import http.server
 import io
 import json
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,13 +13,14 @@ from typer.testing import CliRunner
 from common.errors import Failure, FailureKind
 from common.ids import InstanceId, RequestId
 from common.messages.control import PrefillTimes
-from services.cli.gateway_client import NoMesh
+from services.cli.gateway_client import GatewayRefused, NoMesh
 from services.cli.main import app
 from services.cli.trace import FileNotWritten, NoTrace, show_trace, show_traces, write_perfetto
 from services.cli.trace_view import Leg, headline, legs, parts_table, why_nothing_is_predicted
 from services.gateway.records.trace_types import LandedKV, RequestTrace, TraceList, WholeTraces, summary_of
 from services.scheduling.placement import Candidate, Placement
 from services.scheduling.policies.balancer import Split
+from tests.unit.cli.http_case import serving
 
 P0, P1, D0 = (InstanceId(name) for name in ("p0", "p1", "d0"))
 CHOSEN = Candidate(P0, D0, Split(tokens=300, prefill_s=0.3, transfer_s=0.1, decode_s=0.2, first_token_s=0.75))
@@ -58,41 +57,29 @@ LOST = msgspec.structs.replace(
 KNOWN = {trace.request: trace for trace in (TRACE, WAITING, LOST)}
 
 
-class _Gateway(http.server.BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
-        if self.path.endswith("&whole=true"):
-            found = tuple(KNOWN.values()) if "limit=7" in self.path else ()
-            self._say(200, msgspec.json.encode(WholeTraces(7, found)))
-        elif self.path.startswith("/traces?limit="):
-            kept = int(self.path.partition("=")[2])
-            lines = tuple(map(summary_of, KNOWN.values())) if kept > 2 else ()
-            self._say(200, msgspec.json.encode(TraceList(0 if kept == 1 else kept, lines)))
-        elif (name := self.path.removeprefix("/traces/")) in ("r-1", "r-2", "r-%5Bred%5D3"):
-            self._say(200, msgspec.json.encode(KNOWN[RequestId(name.replace("%5B", "[").replace("%5D", "]"))]))
-        elif self.path.startswith("/traces/"):
-            self._say(404, b'{"error": {"message": "there is no trace of it", "code": "unknown_request"}}')
-        elif self.path.startswith("/old/"):
-            self._say(404, b'{"error": {"message": "GET: Not Found", "code": "not_found"}}')
-        else:
-            self._say(404, b"<html>")
-
-    def _say(self, status: int, body: bytes) -> None:
-        self.send_response(status)
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        pass
+def answer(path: str) -> tuple[int, bytes]:
+    if path.startswith("/traces?") and path.endswith("&whole=true"):
+        found = tuple(KNOWN.values()) if "limit=7" in path else ()
+        return 200, msgspec.json.encode(WholeTraces(7, found))
+    if path.startswith("/traces?limit="):
+        kept = int(path.partition("=")[2])
+        lines = tuple(map(summary_of, KNOWN.values())) if kept > 2 else ()
+        return 200, msgspec.json.encode(TraceList(0 if kept == 1 else kept, lines))
+    if (name := path.removeprefix("/traces/")) in ("r-1", "r-2", "r-%5Bred%5D3"):
+        return 200, msgspec.json.encode(KNOWN[RequestId(name.replace("%5B", "[").replace("%5D", "]"))])
+    if path.startswith("/traces/"):
+        return 404, b'{"error": {"message": "there is no trace of it", "code": "unknown_request"}}'
+    if path.startswith("/locked/"):
+        return 401, b'{"error": {"message": "an API key is needed", "code": "invalid_api_key"}}'
+    if path.startswith("/old/"):
+        return 404, b'{"error": {"message": "GET: Not Found", "code": "not_found"}}'
+    return 404, b"<html>"
 
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Gateway) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+    with serving(answer) as url:
+        yield url
 
 
 def one(url: str, request: str, *, as_json: bool = False) -> str:
@@ -234,12 +221,25 @@ def test_as_json_it_is_what_the_gateway_said(url: str) -> None:
 
 
 def test_an_unknown_request_has_the_gateways_words(url: str) -> None:
-    with pytest.raises(NoTrace, match="there is no trace of it"):
+    with pytest.raises(GatewayRefused, match="there is no trace of it"):
         one(url, "r-9/../x?")
 
 
-def test_no_gateway_there_or_one_without_traces(url: str) -> None:
-    for wrong in ("http://127.0.0.1:1", f"{url}/elsewhere", f"{url}/old", "nonsense", "http://[", f"{url}\n"):
+@pytest.mark.parametrize(
+    ("path", "words"), [("locked", "an API key is needed; .*PDMESH_API_KEY"), ("old", "GET: Not Found")]
+)
+def test_a_refusal_is_told_as_it_is(url: str, path: str, words: str, tmp_path: Path) -> None:
+    at = f"{url}/{path}"
+    with pytest.raises(GatewayRefused, match=words):
+        one(at, "r-1")
+    with pytest.raises(GatewayRefused, match=words):
+        newest(at, 20)
+    with pytest.raises(GatewayRefused, match=words):
+        write_perfetto(at, None, 7, tmp_path / "x.json", Console(file=io.StringIO()))
+
+
+def test_no_gateway_there(url: str) -> None:
+    for wrong in ("http://127.0.0.1:1", f"{url}/elsewhere", "nonsense", "http://[", f"{url}\n"):
         with pytest.raises(NoMesh, match="--url"):
             one(wrong, "r-1")
 
