@@ -70,16 +70,17 @@ class BusClient(Generic[In, Out]):
         socket.set(zmq.IMMEDIATE, 1)
         if self._keys is not None:
             show_keys(socket, self._keys, self._options)
+        # Before `connect`: a handshake may fail at once, and nobody tries again after the last word on it.
+        monitor = socket.get_monitor_socket(_EVENTS)
         try:
             socket.connect(self._endpoint)
         except zmq.ZMQError as error:
-            await shut(self._context, socket)
+            await self._shut(socket, monitor)
             raise BusError(
                 f"cannot connect to {self._endpoint!r}: {error}; write it like 'tcp://127.0.0.1:5700'"
             ) from error
-        self._socket = socket
-        self._monitor = socket.get_monitor_socket(_EVENTS)
-        self._readiness = Readiness(self._socket, self._monitor)
+        self._socket, self._monitor = socket, monitor
+        self._readiness = Readiness(socket, monitor)
 
     async def receive_many(self, timeout_s: float | None = None) -> list[In | Disconnected | Refused]:
         """What has arrived within `timeout_s` (None: no limit), oldest first; empty when nothing has.
@@ -123,6 +124,9 @@ class BusClient(Generic[In, Out]):
         self._readiness.stop()
         socket, self._socket = self._socket, None
         monitor, self._monitor = self._monitor, None
+        await self._shut(socket, monitor)
+
+    async def _shut(self, socket: zmq.SyncSocket, monitor: zmq.SyncSocket) -> None:
         socket.disable_monitor()
         monitor.close()
         await shut(self._context, socket)

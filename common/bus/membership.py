@@ -103,9 +103,9 @@ def ticked(state: State, now_s: float) -> Decision:
             return state, (SendRegister(),)
         case Joined() if now_s >= state.heartbeat_at_s:
             acked_at_s = min(now_s, state.acked_at_s + (now_s - state.heartbeat_at_s))
-            return msgspec.structs.replace(
-                state, acked_at_s=acked_at_s, heartbeat_at_s=now_s + state.heartbeat_s
-            ), (SendHeartbeat(),)
+            return msgspec.structs.replace(state, acked_at_s=acked_at_s, heartbeat_at_s=now_s + state.heartbeat_s), (
+                SendHeartbeat(),
+            )
         case Joined() if now_s >= state.acked_at_s + state.lease_s:
             return lost(state, now_s, f"the gateway acknowledged nothing for {state.lease_s} s")
         case Joining() | Joined() | Ended():

@@ -1,6 +1,7 @@
 """The control plane between the gateway and the workers: two closed unions, one for each direction."""
 
 from enum import StrEnum
+from typing import Annotated
 
 import msgspec
 
@@ -16,6 +17,12 @@ from common.messages.sampling import SamplingParams, TokenLogprobs
 
 WIRE_VERSION = 4
 """Version of the control messages. Raise it when a change cannot be read by the other side."""
+
+# What workers say is added up, and divided by: no figure of theirs may be negative, infinite or none.
+_ENDLESS = 1e300
+Count = Annotated[int, msgspec.Meta(ge=0)]
+Amount = Annotated[float, msgspec.Meta(ge=0, le=_ENDLESS)]
+Positive = Annotated[float, msgspec.Meta(gt=0, le=_ENDLESS)]
 
 
 class Role(StrEnum):
@@ -42,36 +49,36 @@ class _Message(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True
 class Load(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What an instance holds at one moment. All counts are zero when the mesh is idle."""
 
-    waiting: int = 0
+    waiting: Count = 0
     """Requests accepted but not yet given KV room."""
-    running: int = 0
+    running: Count = 0
     """Requests that hold KV blocks."""
-    queued_tokens: int = 0
+    queued_tokens: Count = 0
     """Prompt tokens still to be computed."""
-    context_tokens: int = 0
+    context_tokens: Count = 0
     """Sum of the contexts of the sequences that decode."""
-    blocks_used: int = 0
-    blocks_total: int = 0
-    blocks_kept: int = 0
+    blocks_used: Count = 0
+    blocks_total: Count = 0
+    blocks_kept: Count = 0
     """Free blocks with KV for requests that begin as earlier ones did."""
-    tickets: int = 0
+    tickets: Count = 0
     """Hand-offs open at this side, parked ones included."""
-    staging_bytes: int = 0
+    staging_bytes: Count = 0
     """Staging memory in use now (not what is preallocated)."""
-    tasks: int = 0
+    tasks: Count = 0
     """Tasks that belong to requests."""
-    steps: int = 0
+    steps: Count = 0
     """Forward passes since start: progress, for health."""
-    tokens: int = 0
+    tokens: Count = 0
     """Computed since start, of prompts and of answers."""
-    link_fallbacks: int = 0
+    link_fallbacks: Count = 0
     """Times since start that the best path for KV could not be used and a slower one was."""
-    clamped_elements: int = 0
+    clamped_elements: Count = 0
     """Elements of KV since start that a narrowing cast set to the largest value of their new type."""
-    lag_p99_s: float = 0.0
-    lag_max_s: float = 0.0
+    lag_p99_s: Amount = 0.0
+    lag_max_s: Amount = 0.0
     """How late the timers of the instance's event loop were lately (common.loop_lag)."""
-    cost_factor: float = 1.0
+    cost_factor: Amount = 1.0
     """Step times lately over those that the registered costs predict: above 1, the device is shared or throttled."""
     draining: bool = False
     """The instance finishes what it has and must be given nothing new."""
@@ -86,16 +93,16 @@ class Register(_Message, frozen=True):
     endpoints: tuple[str, ...]
     """Data endpoints where a prefill instance serves its KV; empty for decode."""
     layout: KVLayout
-    context_length: int
+    context_length: Count
     """Most tokens (prompt + output) of one request."""
-    kv_capacity_tokens: int
-    max_batch: int
+    kv_capacity_tokens: Count
+    max_batch: Count
     """Sequences decoded at once (decode), or jobs held at once (prefill)."""
-    budget: int | None = None
+    budget: Count | None = None
     """Most tokens of one step (decode); most tokens of one chunk of a prompt (prefill). None: no bound."""
     costs: InstanceCosts | None = None
     """What its steps cost, from its profile; None: not known, and policies that predict cannot use it."""
-    weight: float | None = None
+    weight: Positive | None = None
     """Its share of the requests under the policy `dp`, relative to the others; None: by its costs."""
     device: DeviceFacts = DeviceFacts()
 
@@ -122,8 +129,8 @@ class EmittedTokens(msgspec.Struct, frozen=True, forbid_unknown_fields=True, arr
     """Successive tokens of one choice. `first` is the number of tokens[0] within the choice, from 0."""
 
     request: RequestId
-    choice: int
-    first: int
+    choice: Count
+    first: Count
     tokens: tuple[int, ...]
     finish: FinishReason | None = None
     logprobs: tuple[TokenLogprobs, ...] = ()
@@ -135,9 +142,9 @@ class EmittedTokens(msgspec.Struct, frozen=True, forbid_unknown_fields=True, arr
 class DecodeProgress(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
     """Where a decode instance stands after a step: what the gateway cannot count from the tokens it is sent."""
 
-    decode_context: int
+    decode_context: Count
     """Contexts of the sequences that decode, summed."""
-    partial_tokens: int
+    partial_tokens: Count
     """Prompt tokens already computed here of requests that have no token yet."""
 
 
@@ -145,7 +152,7 @@ class DecodeBegan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array
     """How long ago, by D's clock, the first step began that computed anything of a request that has its first token."""
 
     request: RequestId
-    seconds: float
+    seconds: Amount
 
 
 class TokensEmitted(_Message, frozen=True):
@@ -162,11 +169,11 @@ class TokensEmitted(_Message, frozen=True):
 class PrefillTimes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where the time of a prompt went that P computed whole, by P's clock: one after the other, until it let go."""
 
-    waited_s: float
+    waited_s: Amount
     """From the RunPrefill until its first step."""
-    computed_s: float
+    computed_s: Amount
     """From there until all layers of all tokens were computed; steps for other prompts in between count too."""
-    held_s: float
+    held_s: Amount
     """From there until the blocks were free: what was still on its way to D, or nobody came for."""
 
 
@@ -189,7 +196,7 @@ class PrefixReused(_Message, frozen=True):
     instance: InstanceId
     generation: Generation
     request: RequestId
-    tokens: int
+    tokens: Count
 
 
 class KVLanded(_Message, frozen=True):
@@ -198,13 +205,13 @@ class KVLanded(_Message, frozen=True):
     instance: InstanceId
     generation: Generation
     request: RequestId
-    payload_bytes: int
-    seconds: float
+    payload_bytes: Count
+    seconds: Amount
     backend: str
     """Scheme of the backend that moved it."""
     casting_side: str
     """Who converted elements: "source", "sink" or "nobody"."""
-    first_byte_s: float = 0.0
+    first_byte_s: Amount = 0.0
     """Of `seconds`, those until the first segment had arrived: P was still computing, or had other work."""
 
 
@@ -212,8 +219,8 @@ class LinkFigures(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the self-test of one backend between two instances measured."""
 
     backend: str
-    bytes_per_s: float
-    round_trip_s: float
+    bytes_per_s: Positive
+    round_trip_s: Amount
 
 
 class LinkMeasured(_Message, frozen=True):
@@ -243,7 +250,7 @@ class StepMeasured(_Message, frozen=True):
     instance: InstanceId
     generation: Generation
     measure: MeasureId
-    seconds: tuple[float, ...]
+    seconds: tuple[Amount, ...]
     refusal: str | None = None
 
 

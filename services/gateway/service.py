@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from contextlib import AsyncExitStack
 from datetime import datetime
 from pathlib import Path
 from typing import Protocol
@@ -22,7 +23,7 @@ from common.errors import ConfigError
 from common.ids import Generation, RequestId
 from common.lasting_objects import keep_what_is_there
 from common.loop_lag import LoopLag
-from common.messages.control import Rejected
+from common.messages.control import FromWorker, Rejected, ToWorker
 from common.metrics import CONTENT_TYPE, Metrics
 from common.signals import stop_on_signals
 from services.gateway.dashboard.routes import DashboardRoutes
@@ -32,7 +33,7 @@ from services.gateway.http.open_files import allow_connections
 from services.gateway.http.responses import json_response
 from services.gateway.http.server import ConnectionLimits, build_runner
 from services.gateway.lane.text_lane import TextLane
-from services.gateway.mesh.shell import MeshShell
+from services.gateway.mesh.shell import TICK_S, MeshShell
 from services.gateway.model_facts import context_length_of
 from services.gateway.operators.instances import InstanceRoutes
 from services.gateway.operators.traces import TraceRoutes
@@ -68,48 +69,22 @@ class GatewayService:
         self._entropy = Entropy()
         self._stages = StageMeter(self.metrics)
         self._export = _export_of(config.tracing)
+        self._opened = AsyncExitStack()
+        """What is to be closed, the last first; of a start that failed, too."""
 
     async def start(self) -> None:
         """Listen for workers and for clients.
 
-        Raises ModelError, ConfigError, BusError, or OSError for an address in use.
+        Raises ModelError, ConfigError, BusError, or OSError for an address in use; close it then, too.
         """
-        gateway = self._config.gateway
-        malformed, undeliverable = self.metrics.malformed_frames, self.metrics.undeliverable_messages
-        drops = Drops(
-            self._clock,
-            on_malformed=malformed.labels("control").inc,
-            on_undeliverable=undeliverable.labels("control").inc,
-            on_refused=self.metrics.refused.inc,
-        )
-        self._bus = BusServer(
-            gateway.control,
-            from_worker_codec(),
-            to_worker_codec(),
-            drops=drops,
-            gate=self._gate(gateway.control_keys),
-            refuse=lambda reason: Rejected(reason=reason, fatal=True),
-        )
+        if self._export is not None:
+            self._opened.push_async_callback(self._export.close)
+        self._bus = self._build_bus()
         self.control = await self._bus.start()
-        on_ratio = self.metrics.prediction_ratio.observe
-        self._settling = Settling(lambda request: self.traces.trace(request), self._settled)
-        self.traces = Traces(gateway.traces, self._config.policy, self._clock, on_ratio, self._settling.ended)
-        limits = Limits(queue=gateway.queue, prefill_slots=gateway.prefill_slots)
-        self.mesh = MeshShell(
-            Lifecycle(
-                limits,
-                load_policy(self._config.policy, self._config.split),
-                load_predictor(self._config.output_lengths),
-            ),
-            Membership(Generation(self._entropy.bits63()), heartbeat_s=gateway.heartbeat_s, lease_s=gateway.lease_s),
-            self._bus,
-            self._clock,
-            WorkerMeter(self.metrics),
-            self.traces,
-            self._entropy,
-            deadline_s=gateway.deadline_s,
-            silence_s=gateway.silence_s,
-        )
+        self._opened.push_async_callback(self._bus.close)
+        self.mesh = self._build_mesh()
+        self._opened.push_async_callback(self.mesh.close)
+        await self.mesh.start()
         self._dashboard = DashboardSource(
             self.mesh,
             self.metrics,
@@ -118,10 +93,59 @@ class GatewayService:
             policy=self._config.policy,
             life=self._entropy.hex(4),
         )
-        await self.mesh.start()
         await self._serve_http()
+        # Requests end before the connections of their clients, and once more where HTTP could not be served.
+        self._opened.push_async_callback(self.mesh.close)
         self._lag.start()
+        self._opened.callback(self._lag.stop)
         self._dashboard.history.start()
+        self._opened.push_async_callback(self._dashboard.history.close)
+
+    def _build_bus(self) -> BusServer[FromWorker, ToWorker]:
+        gateway = self._config.gateway
+        malformed, undeliverable = self.metrics.malformed_frames, self.metrics.undeliverable_messages
+        drops = Drops(
+            self._clock,
+            on_malformed=malformed.labels("control").inc,
+            on_undeliverable=undeliverable.labels("control").inc,
+            on_refused=self.metrics.refused.inc,
+        )
+        return BusServer(
+            gateway.control,
+            from_worker_codec(),
+            to_worker_codec(),
+            drops=drops,
+            gate=self._gate(gateway.control_keys),
+            refuse=lambda reason: Rejected(reason=reason, fatal=True),
+        )
+
+    def _build_mesh(self) -> MeshShell:
+        gateway = self._config.gateway
+        on_ratio = self.metrics.prediction_ratio.observe
+        self._settling = Settling(lambda request: self.traces.trace(request), self._settled)
+        self._opened.callback(self._settling.close)
+        self.traces = Traces(gateway.traces, self._config.policy, self._clock, on_ratio, self._settling.ended)
+        limits = Limits(queue=gateway.queue, prefill_slots=gateway.prefill_slots)
+        return MeshShell(
+            Lifecycle(
+                limits,
+                load_policy(self._config.policy, self._config.split),
+                load_predictor(self._config.output_lengths),
+            ),
+            Membership(
+                Generation(self._entropy.bits63()),
+                heartbeat_s=gateway.heartbeat_s,
+                lease_s=gateway.lease_s,
+                tick_s=TICK_S,
+            ),
+            self._bus,
+            self._clock,
+            WorkerMeter(self.metrics),
+            self.traces,
+            self._entropy,
+            deadline_s=gateway.deadline_s,
+            silence_s=gateway.silence_s,
+        )
 
     def _gate(self, keys: str | None) -> Gate | None:
         if keys is None:
@@ -132,7 +156,7 @@ class GatewayService:
         gateway = self._config.gateway
         tokenizer = Tokenizer.load(self._model_folder)
         template = ChatTemplate.load(self._model_folder, tokenizer.special_tokens, datetime.now)
-        self._text = await TextLane(tokenizer, template).__aenter__()
+        self._text = await self._opened.enter_async_context(TextLane(tokenizer, template))
         app = build_app(
             self.mesh,
             self._text,
@@ -161,6 +185,7 @@ class GatewayService:
             unread_s=gateway.slow_client_s,
         )
         self._http = build_runner(app, limits)
+        self._opened.push_async_callback(self._http.cleanup)
         await self._http.setup()
         host, port = parse_http(gateway.http)
         await web.TCPSite(self._http, host, port).start()
@@ -196,16 +221,8 @@ class GatewayService:
             _log.warning("requests are still in flight after %s s; they fail now", DRAIN_S)
 
     async def close(self) -> None:
-        """End everything; requests still in flight fail."""
-        self._lag.stop()
-        await self._dashboard.history.close()
-        await self.mesh.close()
-        await self._http.cleanup()
-        await self._text.__aexit__(None, None, None)
-        await self._bus.close()
-        self._settling.close()
-        if self._export is not None:
-            await self._export.close()
+        """End everything; requests still in flight fail. Idempotent."""
+        await self._opened.aclose()
 
 
 class _Export(Protocol):
@@ -225,7 +242,7 @@ def _export_of(tracing: TracingConfig) -> _Export | None:
     except ImportError as error:
         raise ConfigError(
             f"tracing.otlp is {tracing.otlp!r}, and {error.name!r} is not installed: install the extra `tracing` "
-            "(pip install 'pdmesh[tracing]'), or write null"
+            "(pip install -e '.[tracing]'), or write null"
         ) from error
     return export_to(tracing.otlp, tracing.sample, time.time)  # noqa: TID251 - collectors want wall time
 
@@ -238,9 +255,9 @@ async def run_gateway(config: MeshConfig, model_folder: Path) -> bool:
     """Serve until SIGTERM or SIGINT, then drain; whether it was SIGINT."""
     stop = stop_on_signals()
     service = GatewayService(config, model_folder, SystemClock())
-    await service.start()
-    keep_what_is_there()
     try:
+        await service.start()
+        keep_what_is_there()
         await stop.wait()
         await service.drain()
     finally:

@@ -40,7 +40,7 @@ class GenerationRequest(msgspec.Struct, frozen=True):
 
 
 class Placed(msgspec.Struct, frozen=True):
-    """The request has been sent to its instances; comes before any token, again when it is placed anew."""
+    """The request has been sent to its instances; comes before any token."""
 
     placement: Placement
 
@@ -68,8 +68,10 @@ class RequestStream(Protocol):
         """At least one event, and whatever else is there, oldest first; cancel-safe."""
         ...
 
-    def close(self) -> None:
-        """Forget the request; if it is unfinished the mesh drops it within a step. Idempotent."""
+    def close(self, *, is_answered: bool = False) -> None:
+        """Forget the request; if it is unfinished the mesh drops it within a step. Idempotent. `is_answered`: because
+        its text has ended, and not because nobody waits for it.
+        """
         ...
 
 
@@ -82,6 +84,10 @@ class Mesh(Protocol):
 
     def context_length(self) -> int | None:
         """Most tokens (prompt + output) that the joined decode instances serve; None before one has joined."""
+        ...
+
+    def open_context(self, prompt_tokens: int) -> int | None:
+        """The same for a request that sets no limit to its answer, and so may run wherever an ordinary one has room."""
         ...
 
     def not_ready(self) -> str | None:

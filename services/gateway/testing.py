@@ -47,6 +47,10 @@ class ScriptedMesh:
         """See Mesh."""
         return self._context
 
+    def open_context(self, prompt_tokens: int) -> int | None:  # noqa: ARG002
+        """See Mesh."""
+        return self._context
+
     def not_ready(self) -> str | None:
         """See Mesh."""
         return self._reason
@@ -79,7 +83,7 @@ class ScriptedStream:
             await asyncio.get_running_loop().create_future()
         return [self._events.popleft() for _ in range(min(self._together, len(self._events)))]
 
-    def close(self) -> None:
+    def close(self, *, is_answered: bool = False) -> None:  # noqa: ARG002
         """See RequestStream."""
         self._closed.set()
 

@@ -147,6 +147,25 @@ def unhurried(instance: InstanceConfig) -> Runner:
     return deterministic(instance, step_seconds=0.01)
 
 
+async def test_whatever_a_worker_says_the_others_are_heard(
+    deterministic_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with in_process_mesh(mesh_config(), deterministic_folder) as mesh:
+        heard, meter = mesh.gateway.mesh._meter.heard, mesh.gateway.mesh._meter
+        broken: list[str] = []
+
+        def breaks_once(*arguments: Any) -> None:
+            if not broken:
+                broken.append("once")
+                raise RuntimeError("a fault of the meter")
+            heard(*arguments)
+
+        monkeypatch.setattr(meter, "heard", breaks_once)
+        await mesh.until(lambda: bool(broken))
+        assert (await mesh.complete(PROMPT)).status == 200
+        assert "could not be taken in" in caplog.text
+
+
 async def test_nobody_is_lost_because_the_loop_stood_still(deterministic_folder: Path) -> None:
     async with in_process_mesh(mesh_config(), deterministic_folder, build=unhurried) as mesh:
         lives = [worker.jobs.generation for worker in mesh.workers.values()]
@@ -162,7 +181,7 @@ async def test_a_flood_is_refused_with_a_time_to_come_back(deterministic_folder:
     def slow(instance: InstanceConfig) -> Runner:
         return deterministic(instance, step_seconds=0.002)
 
-    async with in_process_mesh(mesh_config(queue=4), deterministic_folder, build=unhurried) as mesh:
+    async with in_process_mesh(mesh_config(queue=4), deterministic_folder, build=slow) as mesh:
         answers = await asyncio.gather(*(mesh.complete(PROMPT) for _ in range(60)))
         statuses = {answer.status for answer in answers}
         assert statuses == {200, 429}
@@ -176,6 +195,7 @@ async def test_a_deadline_ends_a_request_that_cannot_be_served(deterministic_fol
     async with in_process_mesh(mesh_config(deadline_s=0.6), deterministic_folder, build=stuck) as mesh:
         answer = await mesh.complete(PROMPT, max_tokens=400, ignore_eos=True)
         assert (answer.status, answer.body["error"]["code"]) == (504, "deadline_exceeded")
+        assert "the deadline passed while the request ran at instance 'p0'" in answer.body["error"]["message"]
 
 
 async def test_a_worker_that_leaves_finishes_what_it_has(deterministic_folder: Path) -> None:

@@ -12,7 +12,7 @@ from common.clock import Clock
 from common.logs import LimitedLog
 from services.gateway.http.api_keys import bearer_of
 from services.gateway.http.responses import error_response
-from services.gateway.openai.errors import body_too_slow, overloaded, refused_before_routing, unauthorized
+from services.gateway.openai.errors import body_too_slow, invalid, overloaded, refused_before_routing, unauthorized
 
 _log = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ def require_keys(keys: KeyRing, clock: Clock) -> Middleware:
 
 async def read_body(http: web.Request, most_bytes: int, within_s: float) -> bytes:
     """The whole body. Raises web.HTTPRequestEntityTooLarge, before anything of it is read where its length is said;
-    ApiError where it does not come in time; web.RequestPayloadError.
+    ApiError where it does not come in time, or is not what its headers say.
     """
     if (said := http.content_length) is not None and said > most_bytes:
         raise web.HTTPRequestEntityTooLarge(most_bytes, said)
@@ -85,6 +85,8 @@ async def read_body(http: web.Request, most_bytes: int, within_s: float) -> byte
             return await http.read()
     except TimeoutError as error:
         raise body_too_slow(within_s) from error
+    except web.RequestPayloadError as error:
+        raise invalid(f"the body cannot be read: {error}") from error
 
 
 class StreamGate:

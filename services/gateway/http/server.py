@@ -24,6 +24,10 @@ LEAST_BYTES_PER_S: Final = 256 << 10
 _TOO_MANY: Final = "Too many headers received"
 """In aiohttp's words, which has no error of its own for it."""
 
+_SHUTDOWN_S: Final = 1.0
+"""How long a handler may take to end once its request has, which aiohttp grants twice. One that writes to a client that
+does not read would wait for `ConnectionLimits.unread_s`."""
+
 _LAST_WORDS_S: Final = 1.0
 """How long a connection too many is kept for its client to read why."""
 
@@ -49,6 +53,7 @@ def build_runner(app: web.Application, limits: ConnectionLimits = ConnectionLimi
         handler_cancellation=True,
         access_log=None,
         keepalive_timeout=limits.idle_s,
+        shutdown_timeout=_SHUTDOWN_S,
         max_line_size=limits.head_bytes,
         max_field_size=limits.head_bytes,
     )

@@ -18,12 +18,16 @@ class LaneClosed(PdmeshError):
     """Text work was asked of a thread that is not running."""
 
 
+class WorkPanicked(PdmeshError):
+    """The work ended in what is no Exception; it is the cause."""
+
+
 class _Job:
     def __init__(self, work: Callable[[], Any], future: asyncio.Future[Any]) -> None:
         self._work = work
         self._future = future
         self._result: Any = None
-        self._error: BaseException | None = None
+        self._error: Exception | None = None
 
     def perform(self) -> None:
         """On the thread. Nobody waits for a cancelled job: doing it would only delay the others."""
@@ -33,6 +37,10 @@ class _Job:
             self._result = self._work()
         except Exception as error:
             self._error = error
+        except BaseException as error:
+            # A panic in Rust, as tokenizers may have: it must not end the thread, on which all others wait.
+            self._error = WorkPanicked(f"the text work ended in {error!r}")
+            self._error.__cause__ = error
 
     def deliver(self) -> None:
         """On the event loop."""

@@ -65,7 +65,7 @@ class Canaries:
         match message:
             case TokensEmitted(items=items):
                 if self._asked:
-                    for request in [item.request for item in items if item.request in self._asked]:
+                    for request in {item.request for item in items if item.request in self._asked}:
                         self._proofs.answered(self._asked.pop(request))
             case PrefillReleased(request=request) | PrefixReused(request=request) | KVLanded(request=request):
                 self._proofs.progressed(request)

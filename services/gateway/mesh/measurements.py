@@ -34,6 +34,12 @@ class Measurements:
         if waiter is not None and waiter[0] == message.instance and not waiter[1].done():
             waiter[1].set_result(message)
 
+    def close(self) -> None:
+        """Nobody answers any more."""
+        for _, answer in self._pending.values():
+            if not answer.done():
+                answer.set_result(None)
+
     def lost(self, instance: InstanceId) -> None:
         """This life of `instance` is over and answers nothing any more."""
         for asked, answer in self._pending.values():

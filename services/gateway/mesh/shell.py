@@ -83,7 +83,7 @@ class MeshShell:
     """Implements the `Mesh` protocol on a life cycle, a membership and a bus.
 
     Everything runs on the event loop; decisions are made by the two pure machines, and their effects are performed
-    in the order given.  `run` ends only by cancellation.
+    in the order given.
     """
 
     def __init__(
@@ -126,6 +126,7 @@ class MeshShell:
         """Stop listening. Requests still in flight fail first."""
         for request in list(self._streams):
             self._fail(request, Failure(FailureKind.SHUTTING_DOWN, "the gateway is stopping"))
+        self._measurements.close()
         await self._tasks.close()
 
     # ------------------------------------------------------------ the Mesh protocol
@@ -154,6 +155,10 @@ class MeshShell:
     def context_length(self) -> int | None:
         """See Mesh.context_length."""
         return self._lifecycle.context_length()
+
+    def open_context(self, prompt_tokens: int) -> int | None:
+        """See Mesh.open_context."""
+        return self._lifecycle.open_context(prompt_tokens)
 
     def not_ready(self) -> str | None:
         """See Mesh.not_ready."""
@@ -202,9 +207,13 @@ class MeshShell:
     async def _receive(self) -> None:
         while True:
             peer, message = await self._bus.receive()
-            self._meter.heard(message, self._placement)
-            self._traces.heard(message)
-            self._hear(peer, message)
+            try:
+                self._meter.heard(message, self._placement)
+                self._traces.heard(message)
+                self._hear(peer, message)
+            except Exception:
+                # Whatever one worker says, the others are heard.
+                _log.exception("a %s of %s could not be taken in", type(message).__name__, message.instance)
 
     def _hear(self, peer: bytes, message: FromWorker) -> None:
         self._canaries.heard(message)
@@ -234,10 +243,10 @@ class MeshShell:
             await asyncio.sleep(TICK_S)
             self._handle(Tick(self._clock.now()))
 
-    def _client_gone(self, request: RequestId) -> None:
+    def _client_gone(self, request: RequestId, is_answered: bool) -> None:
         if self._pop(request) is not None:
             self._canaries.ended(request)
-            self._handle(ClientGone(request))
+            self._handle(ClientGone(request, is_answered))
 
     # ------------------------------------------------------------ effects out
 

@@ -13,7 +13,7 @@ _UNREAD = f"the client has left {MOST_UNREAD} tokens of its answer unread; the r
 class UnreadEvents:
     """One request in flight; the mesh puts events in, the HTTP handler takes them out and closes it."""
 
-    def __init__(self, request: RequestId, on_close: Callable[[RequestId], None]) -> None:
+    def __init__(self, request: RequestId, on_close: Callable[[RequestId, bool], None]) -> None:
         self._request = request
         self._on_close = on_close
         self.placement: Placement | None = None
@@ -37,8 +37,8 @@ class UnreadEvents:
         events, self._events = self._events, []
         return events
 
-    def close(self) -> None:
-        """Forget the request; the mesh drops what it still holds of it."""
+    def close(self, *, is_answered: bool = False) -> None:
+        """Forget the request; the mesh drops what it still holds of it. See RequestStream.close."""
         if not self._is_closed:
             self._is_closed = True
-            self._on_close(self._request)
+            self._on_close(self._request, is_answered)

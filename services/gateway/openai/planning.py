@@ -11,12 +11,21 @@ from services.text.choice import ChoiceRules
 from services.text.echo import EchoRules
 
 
+class Context(msgspec.Struct, frozen=True):
+    """Most tokens of a prompt and its output together."""
+
+    most: int
+    """Of a request that says how many it wants."""
+    unasked: int
+    """Of one that does not. At most `most`, and more than the prompt where that is."""
+
+
 def plan_request(
-    call: Call, request: RequestId, index: int, prompt: tuple[int, ...], context: int, eos_ids: frozenset[int]
+    call: Call, request: RequestId, index: int, prompt: tuple[int, ...], context: Context, eos_ids: frozenset[int]
 ) -> GenerationRequest:
     """What the mesh is asked for the prompt of this index, whose tokens are `prompt`.
 
-    `context` is the most tokens of prompt and output together. The first prompt's request has the call's id. ApiError.
+    The first prompt's request has the call's id. Raises ApiError.
     """
     return GenerationRequest(
         request=RequestId(f"{request}-{index}") if index else request,
@@ -26,7 +35,7 @@ def plan_request(
         max_tokens=_max_tokens(call, len(prompt), context),
         choices=call.choices,
         stop_tokens=() if call.ignore_eos and not call.sampling.grammar else tuple(sorted(eos_ids)),
-        min_tokens=_min_tokens(call, context),
+        min_tokens=_min_tokens(call, context.most),
         split=call.split,
         user=call.user,
     )
@@ -86,16 +95,17 @@ def _min_tokens(call: Call, context: int) -> int:
     return context if call.ignore_eos and call.sampling.grammar else call.min_tokens
 
 
-def _max_tokens(call: Call, prompt: int, context: int) -> int:
+def _max_tokens(call: Call, prompt: int, context: Context) -> int:
     if prompt == 0:
         raise invalid("the prompt has no tokens; send at least one", "prompt")
-    room = context - prompt
+    room = context.most - prompt
     wanted = max(call.max_tokens or 1, call.min_tokens)
     if wanted > room:
         needed = f"{prompt} and the answer may need {wanted}, together {prompt + wanted}"
-        raise context_exceeded(context, needed, "max_tokens" if room > 0 else "prompt")
+        raise context_exceeded(context.most, needed, "max_tokens" if room > 0 else "prompt")
     if call.max_tokens is not None:
         # The mesh samples at least one, since a request without an answer has no end there; nobody is shown it.
         return max(call.max_tokens, 1)
-    default = room if call.default_max_tokens is None else max(call.default_max_tokens, call.min_tokens)
-    return min(default, room)
+    if call.default_max_tokens is None:
+        return min(max(context.unasked - prompt, wanted), room)
+    return min(max(call.default_max_tokens, call.min_tokens), room)

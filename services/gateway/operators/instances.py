@@ -88,7 +88,7 @@ class InstanceRoutes:
         self._check_member(instance)
         try:
             request = msgspec.json.decode(body, type=MeasureRequest)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise invalid(f"the body is not a measurement to make: {error}", code="invalid_measurement") from error
         try:
             async with asyncio.timeout(request.timeout_s):

@@ -18,7 +18,7 @@ from services.gateway.http.sse import EventStream
 from services.gateway.lane.text_lane import LaneChoice, TextLane
 from services.gateway.openai.dialects import CHAT_ID, AnswerShape, ChatDialect, CompletionDialect, Dialect
 from services.gateway.openai.errors import ApiError, ErrorBody, from_failure, invalid
-from services.gateway.openai.planning import check_prompt, echo_of, plan_request, rules_of
+from services.gateway.openai.planning import Context, check_prompt, echo_of, plan_request, rules_of
 from services.gateway.openai.requests import Call, CallRules, parse_chat, parse_completion
 from services.gateway.records.observer import Observer, RequestWatch
 from services.gateway.routes.answers import AnswerReader, RequestFailed
@@ -28,6 +28,9 @@ from services.gateway.stream import GenerationRequest, Mesh
 from services.text.chat_template import TemplateRefused
 
 _log = logging.getLogger(__name__)
+
+_BACKSTOP_S: Final = 1.0
+"""What the mesh may take longer than the deadline to say that it has passed, and where the request was then."""
 
 _LAST_WORDS_S: Final = 1.0
 """How long a client that does not read may keep the error event of its broken stream from being written."""
@@ -151,7 +154,7 @@ class Completions:
         watch = RequestWatch(self._observer, self._clock, minted.request, endpoint.name)
         exchange = _Exchange(http, minted, watch)
         try:
-            async with asyncio.timeout(self._settings.deadline_s):
+            async with asyncio.timeout(self._settings.deadline_s + _BACKSTOP_S):
                 return await self._answer(exchange, endpoint)
         except asyncio.CancelledError:
             watch.failed(_GONE, _GONE_STATUS)
@@ -194,7 +197,8 @@ class Completions:
         for index, tokens in enumerate(await encode_prompts(self._text, call.prompts, context)):
             with naming(index, len(call.prompts)):
                 check_prompt(len(tokens), context, self._settings.max_prompt)
-                requests.append(plan_request(call, minted.request, index, tokens, context, self._text.eos_ids))
+                room = Context(context, min(context, self._mesh.open_context(len(tokens)) or context))
+                requests.append(plan_request(call, minted.request, index, tokens, room, self._text.eos_ids))
         return requests
 
     async def _check_form(self, call: Call) -> None:
@@ -253,8 +257,6 @@ class Completions:
             case web.HTTPRequestEntityTooLarge():
                 message = f"the body is larger than {self._settings.max_body} bytes"
                 return self._explained(invalid(message, code="body_too_large", status=413))
-            case web.RequestPayloadError():
-                return self._explained(invalid(f"the body cannot be read: {error}"))
             case _:
                 _log.error("a completion failed", exc_info=error)
                 body = ErrorBody("the server failed on this request; its log says why", "server_error", code="internal")
@@ -282,6 +284,9 @@ def _traced(requests: list[GenerationRequest], http: web.Request) -> list[Genera
     such, and refused, later.
     """
     traceparent, key = http.headers.get("traceparent", "")[:_TRACEPARENT], http.get(KEY_NAME, "")
+    if not traceparent.isascii():
+        # Bytes that are no UTF-8 stand in it as lone surrogates, of which no encoder makes JSON.
+        traceparent = ""
     if not traceparent and not key:
         return requests
     return [msgspec.structs.replace(request, traceparent=traceparent, key=key) for request in requests]

@@ -57,15 +57,15 @@ class Submission:
         index, own = divmod(choice, self._choices)
         self._open[index].discard(own)
         if not self._open[index]:
-            self._close(index)
+            self._close(index, is_answered=True)
 
     def close(self) -> None:
         """Forget every request; what is unfinished the mesh drops within a step. Idempotent."""
         for index in range(len(self._streams)):
             self._close(index)
 
-    def _close(self, index: int) -> None:
-        self._streams[index].close()
+    def _close(self, index: int, *, is_answered: bool = False) -> None:
+        self._streams[index].close(is_answered=is_answered)
         if self._pumps:
             self._pumps[index].cancel()
 

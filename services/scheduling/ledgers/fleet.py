@@ -9,7 +9,7 @@ from services.scheduling.ledgers.prefixes import HeldPrefixes
 from services.scheduling.ledgers.work_ledger import Share
 from services.scheduling.lifecycle.events import IllegalEvent
 from services.scheduling.membership.members import LoadReported, Member
-from services.scheduling.policies.routing import InstanceView, MeshView
+from services.scheduling.policies.routing import InstanceView, MeshView, token_limit
 from services.scheduling.request import RequestSpec
 
 
@@ -171,6 +171,20 @@ class Fleet:
             waiting=waiting,
             held={} if request is None else self.held(request),
         )
+
+    def everyone(self) -> MeshView:
+        """The fleet with the members that drain: who could serve, were they asked to."""
+        views = [life.view() for life in self._instances.values()]
+        return MeshView(
+            prefills=tuple(view for view in views if view.member.role is Role.PREFILL),
+            decodes=tuple(view for view in views if view.member.role is Role.DECODE),
+            links=self._links,
+        )
+
+    def decode_limits(self) -> list[int]:
+        """Most tokens of one request that each decode instance holds, those that drain included."""
+        members = (life.member for life in self._instances.values())
+        return [token_limit(member) for member in members if member.role is Role.DECODE]
 
     def check(self) -> None:
         """Count every ledger anew; raises LedgerError where one is wrong. For simulations and tests."""

@@ -39,6 +39,8 @@ class ClientGone(msgspec.Struct, frozen=True):
     """Nobody waits for the request any more."""
 
     request: RequestId
+    is_answered: bool = False
+    """Its text had ended, by a stop string: what was emitted is as long as the answer is."""
 
 
 class ShutdownRequested(msgspec.Struct, frozen=True):

@@ -1,6 +1,6 @@
 """The life of a request at the gateway: queued, placed, running, ended. Every way to end is here."""
 
-from typing import assert_never
+from typing import Final, assert_never
 
 import msgspec
 
@@ -40,9 +40,12 @@ from services.scheduling.lifecycle.waiting import WaitingLines
 from services.scheduling.membership.members import LoadReported, MemberJoined, MemberLost
 from services.scheduling.membership.proofs import Pair, pairs_of
 from services.scheduling.placement import Placement
-from services.scheduling.policies.routing import MeshView, PlacementPolicy, Wait, token_limit
+from services.scheduling.policies.routing import MeshView, PlacementPolicy, Wait
 from services.scheduling.request import RequestSpec
 from services.scheduling.tick import Tick
+
+ORDINARY_ANSWER: Final = 4096
+"""Tokens that the answer to a request without max_tokens is given room for, wherever there is that much."""
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -92,8 +95,8 @@ class Lifecycle:
                 return self._fail_job(event)
             case Arrived():
                 return self._arrive(event)
-            case ClientGone(request=request):
-                return self._forget(request)
+            case ClientGone(request=request, is_answered=is_answered):
+                return self._forget(request, is_answered=is_answered)
             case MemberJoined(member=member):
                 self._fleet.join(member)
                 return self._dispatch()
@@ -130,9 +133,19 @@ class Lifecycle:
         return () if self._shutting_down else pairs_of(self._policy, self._view())
 
     def context_length(self) -> int | None:
-        """Most tokens (prompt + output) of a request that some decode instance holds; None before one has joined."""
-        limits = [token_limit(view.member) for view in self._view().decodes]
-        return max(limits, default=None)
+        """Most tokens (prompt + output) of a request that some decode instance holds, one that drains included; None
+        before one has joined.
+        """
+        return max(self._fleet.decode_limits(), default=None)
+
+    def open_context(self, prompt_tokens: int) -> int | None:
+        """The same of a request that says no max_tokens: what all those hold that have room for an ordinary answer to
+        such a prompt. Any of them may then serve it, and its answer is no longer at one than at another.
+        """
+        limits = self._fleet.decode_limits()
+        room = max(limits, default=0) - prompt_tokens
+        needed = prompt_tokens + min(ORDINARY_ANSWER, room // 2)
+        return min((limit for limit in limits if limit >= needed), default=None)
 
     def check(self) -> None:
         """Count the ledgers of all members anew; raises LedgerError. For simulations and tests."""
@@ -155,7 +168,7 @@ class Lifecycle:
             event = msgspec.structs.replace(event, spec=msgspec.structs.replace(event.spec, split=0))
         if self._shutting_down:
             return [Fail(request, Failure(FailureKind.SHUTTING_DOWN, "the gateway is shutting down; send it again"))]
-        if (refusal := self._policy.refusal(event.spec, self._view())) is not None:
+        if (refusal := self._refusal(event.spec)) is not None:
             return [Fail(request, refusal)]
         line = self._waiting.join(event, needs_prefill=self._policy.needs_prefill(event.spec))
         effects = self._dispatch()
@@ -167,6 +180,14 @@ class Lifecycle:
             )
             effects.append(Fail(request, Failure(FailureKind.OVERLOADED, message)))
         return effects
+
+    def _refusal(self, spec: RequestSpec) -> Failure | None:
+        """Why a new request can never be served. What only a draining instance could hold may be sent again."""
+        refusal = self._policy.refusal(spec, self._view())
+        if refusal is None or refusal.kind is not FailureKind.INVALID_REQUEST:
+            return refusal
+        is_for_ever = self._policy.refusal(spec, self._fleet.everyone()) is not None
+        return refusal if is_for_ever else _gone("drains", refusal)
 
     def _state_of(self, request: RequestId) -> str | None:
         if request in self._waiting:
@@ -187,7 +208,12 @@ class Lifecycle:
             head = line.head()
             if head.spec.deadline_at <= self._now:
                 return self._end_waiting(head, late_in_queue(line.waits_for))
-            match self._policy.place(head.spec, self._view(head.spec)):
+            try:
+                place = self._policy.place(head.spec, self._view(head.spec))
+            except Exception as error:
+                # A fault of a plug-in costs the request that it was asked about, and not what was decided before.
+                return self._end_waiting(head, Failure(FailureKind.ENGINE_FAILED, f"the policy failed: {error!r}"))
+            match place:
                 case Placement() as placement:
                     self._waiting.leave(head.spec.request)
                     return self._start(head, placement)
@@ -329,16 +355,20 @@ class Lifecycle:
         mesh = self._view()
         for _, arrived in self._waiting:
             if (refusal := self._policy.refusal(arrived.spec, mesh)) is not None:
-                effects += self._end_waiting(arrived, refusal)
+                # It could be served when it came.
+                is_gone = refusal.kind is FailureKind.INVALID_REQUEST
+                effects += self._end_waiting(arrived, _gone("is lost or drains", refusal) if is_gone else refusal)
         return effects
 
     # ------------------------------------------------------------ ends
 
-    def _forget(self, request: RequestId) -> list[LifecycleEffect]:
+    def _forget(self, request: RequestId, *, is_answered: bool) -> list[LifecycleEffect]:
         waited = self._waiting.leave(request)
         run = self._running.get(request)
         if not waited and run is None:
             return []
+        if is_answered and run is not None and run.emitted:
+            self._lengths.observe(run.spec, max(1, run.emitted // run.spec.choices))
         aborts = [] if run is None else self._abort(run)
         return aborts + self._dispatch()
 
@@ -369,3 +399,8 @@ class Lifecycle:
         """Forget a request, but not its slot: that is free when P says so."""
         del self._running[run.spec.request]
         self._fleet.release(*run.decode, run.spec.request)
+
+
+def _gone(what: str, refusal: Failure) -> Failure:
+    """Of a request that is right, and has nobody left to serve it."""
+    return Failure(FailureKind.NO_INSTANCE, f"an instance that could serve the request {what}: {refusal.message}")

@@ -1,7 +1,7 @@
 """Who is a member of the mesh: registrations, leases and generations, as a pure machine."""
 
 from dataclasses import dataclass
-from typing import Final, assert_never
+from typing import assert_never
 
 import msgspec
 
@@ -10,9 +10,6 @@ from common.kv.layout import KVLayout
 from common.messages.control import Heartbeat, HeartbeatAck, Leaving, Register, Rejected, Welcome
 from services.scheduling.membership.members import LoadReported, LossReason, Member, MemberJoined, MemberLost
 from services.scheduling.tick import Tick
-
-_UNHEARD: Final = 0.25
-"""Of a lease. Time that passed unticked for longer was time in which the gateway did not listen either."""
 
 Peer = bytes
 """The address of a worker's connection: opaque here, only handed back in `Reply`."""
@@ -78,13 +75,14 @@ class _Life:
 
 
 class Membership:
-    """The members of one mesh. `epoch` is the life of the gateway that runs it.
+    """The members of one mesh. `epoch` is the life of the gateway that runs it, which means to tick every `tick_s`.
 
     The first member's layout is the mesh's until the gateway ends: what the gateway tokenises for must not change
     under it. Not thread-safe; `handle` is called with the events in order, and its effects are performed in order.
     """
 
-    def __init__(self, epoch: Generation, *, heartbeat_s: float, lease_s: float) -> None:
+    def __init__(self, epoch: Generation, *, heartbeat_s: float, lease_s: float, tick_s: float) -> None:
+        self._tick_s = tick_s
         self._welcome = Welcome(epoch=epoch, heartbeat_s=heartbeat_s, lease_s=lease_s)
         self._ack = HeartbeatAck(epoch=epoch)
         self._lives: dict[InstanceId, _Life] = {}
@@ -188,14 +186,14 @@ class Membership:
         return [Reply(life.peer, rejected), self._lose(instance, LossReason.REVOKED)]
 
     def _excuse(self, now: float) -> None:
-        """Where this process stood still (a paused machine), the heartbeats of that time wait to be read: it is not
-        counted as silence.
+        """The time by which a tick is late is not counted as silence: this process stood still (a paused machine), and
+        the heartbeats of that time wait to be read.
         """
         last, self._ticked_at = self._ticked_at, now
-        if last is None or now - last < _UNHEARD * self._welcome.lease_s:
-            return
-        for life in self._lives.values():
-            life.renewed_at = min(now, life.renewed_at + (now - last))
+        late_s = 0.0 if last is None else now - last - self._tick_s
+        if late_s > 0:
+            for life in self._lives.values():
+                life.renewed_at = min(now, life.renewed_at + late_s)
 
     def _end_leases(self, now: float) -> list[MembershipEffect]:
         lease_s = self._welcome.lease_s

@@ -3,9 +3,11 @@
 import asyncio
 import logging
 import re
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import uvloop
@@ -157,6 +159,31 @@ async def test_an_instance_with_keys_speaks_with_no_gateway_that_has_none(tmp_pa
         async with connected(client):
             assert re.search("or none|the other has none", await refusal(client))
         await plain.close()
+
+
+async def test_a_refusal_is_heard_however_fast_it_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_keys(tmp_path, [D0])
+    plain = BusServer[FromWorker, ToWorker](
+        "tcp://127.0.0.1:*", from_worker_codec(), to_worker_codec(), drops=Drops(SystemClock()), options=FAST
+    )
+    client = BusClient[ToWorker, FromWorker](
+        await plain.start(),
+        to_worker_codec(),
+        from_worker_codec(),
+        drops=Drops(SystemClock()),
+        options=FAST,
+        keys=read_instance(tmp_path, D0),
+    )
+    monkeypatch.setattr(zmq.Socket, "get_monitor_socket", attach_late)
+    async with connected(client):
+        assert re.search("or none|the other has none", await refusal(client))
+    await plain.close()
+
+
+def attach_late(socket: zmq.SyncSocket, events: int, attach: Any = zmq.Socket.get_monitor_socket) -> zmq.SyncSocket:
+    """On a machine with too much to do: a handshake under way would be over by then."""
+    time.sleep(0.5)
+    return attach(socket, events)
 
 
 async def test_an_instance_speaks_with_no_other_gateway_than_its_own(tmp_path: Path) -> None:

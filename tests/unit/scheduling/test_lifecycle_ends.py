@@ -1,26 +1,33 @@
 """Every other way for a request to end than its finish, event by event."""
 
+import msgspec
 import pytest
 
 from common.errors import Failure, FailureKind
 from common.ids import Generation, InstanceId, RequestId
-from common.messages.control import (
-    Abort,
-)
+from common.messages.control import Abort, Load, Register
+from services.scheduling.ledgers.output_lengths import RunningQuantile
 from services.scheduling.lifecycle.events import (
     ClientGone,
     Deliver,
     Fail,
+    Finish,
     Holdings,
     IllegalEvent,
     Send,
     ShutdownRequested,
 )
-from services.scheduling.membership.members import LossReason, MemberJoined, MemberLost
+from services.scheduling.lifecycle.lifecycle import ORDINARY_ANSWER, Lifecycle, Limits
+from services.scheduling.membership.members import LoadReported, LossReason, MemberJoined, MemberLost
+from services.scheduling.placement import Placement
+from services.scheduling.policies.fixed import FixedPolicy
+from services.scheduling.policies.routing import MeshView, Wait
+from services.scheduling.request import RequestSpec
 from services.scheduling.tick import Tick
 from tests.unit.scheduling.lifecycle_case import (
     D0,
     D1,
+    GENERATION,
     P0,
     P1,
     STOP,
@@ -256,3 +263,72 @@ def test_the_context_length_is_that_of_the_largest_decode_instance() -> None:
     assert lifecycle.context_length() is None
     lifecycle.handle(MemberJoined(a_member(D0)))
     assert lifecycle.context_length() == 100
+
+
+def roomy(instance: InstanceId, tokens: int) -> Register:
+    return msgspec.structs.replace(a_member(instance), context_length=100_000, kv_capacity_tokens=tokens)
+
+
+def test_a_request_without_max_tokens_may_run_wherever_an_ordinary_answer_has_room() -> None:
+    lifecycle = a_lifecycle(P0)
+    assert lifecycle.open_context(10) is None
+    lifecycle.handle(MemberJoined(roomy(D0, 80_000)))
+    lifecycle.handle(MemberJoined(roomy(D1, 20_000)))
+    assert lifecycle.context_length() == 80_000
+    assert lifecycle.open_context(10) == 20_000
+    assert lifecycle.open_context(20_000 - ORDINARY_ANSWER) == 20_000
+    assert lifecycle.open_context(20_001 - ORDINARY_ANSWER) == 80_000
+    assert lifecycle.open_context(79_998) == 80_000, "half of what is left is room enough"
+
+
+def test_what_only_a_draining_instance_can_hold_may_be_sent_again() -> None:
+    lifecycle = a_lifecycle(P0)
+    lifecycle.handle(MemberJoined(roomy(D0, 80_000)))
+    lifecycle.handle(MemberJoined(roomy(D1, 100)))
+    lifecycle.handle(LoadReported(D0, GENERATION[D0], Load(draining=True)))
+    assert kinds(arrive(lifecycle, a_spec("big", max_tokens=1000))) == {"big": FailureKind.NO_INSTANCE}
+    assert lifecycle.context_length() == 80_000
+    lose(lifecycle, D0)
+    assert kinds(arrive(lifecycle, a_spec("bigger", max_tokens=1000))) == {"bigger": FailureKind.INVALID_REQUEST}
+
+
+def test_a_waiting_request_whose_only_instance_is_lost_may_be_sent_again() -> None:
+    lifecycle = a_lifecycle(P0)
+    lifecycle.handle(MemberJoined(roomy(D0, 80_000)))
+    lifecycle.handle(MemberJoined(roomy(D1, 100)))
+    arrive(lifecycle, a_spec("first", max_tokens=1000))
+    assert kinds(arrive(lifecycle, a_spec("waits", max_tokens=1000))) == {}
+    (first, waits) = (effect for effect in lose(lifecycle, D0) if isinstance(effect, Fail))
+    assert (first.failure.kind, waits.failure.kind) == (FailureKind.DECODE_LOST, FailureKind.NO_INSTANCE)
+    assert "an instance that could serve the request is lost or drains" in waits.failure.message
+
+
+def test_a_policy_that_fails_costs_the_request_that_it_was_asked_about() -> None:
+    class Faulty(FixedPolicy):
+        def place(self, request: RequestSpec, mesh: MeshView) -> Placement | Wait:
+            if request.request == "faulty":
+                raise ZeroDivisionError("a weight of 0")
+            return super().place(request, mesh)
+
+    lifecycle = Lifecycle(Limits(prefill_slots=1), Faulty("full"))
+    for instance in (P0, D0):
+        lifecycle.handle(MemberJoined(a_member(instance)))
+    arrive(lifecycle, a_spec("a"))
+    assert kinds(arrive(lifecycle, a_spec("faulty"))) == {"faulty": FailureKind.ENGINE_FAILED}
+    release(lifecycle, "a")
+    effects = emit(lifecycle, tokens("a", 0, 7, finish=STOP))
+    assert [type(effect) for effect in effects] == [Deliver, Finish]
+    assert lifecycle.is_idle()
+
+
+def test_an_answer_that_a_stop_string_ends_teaches_how_long_answers_are() -> None:
+    lengths = RunningQuantile()
+    lifecycle = Lifecycle(Limits(), FixedPolicy("full"), lengths)
+    for instance in (P0, D0):
+        lifecycle.handle(MemberJoined(a_member(instance)))
+    for name, is_answered in (("gone", False), ("answered", True)):
+        arrive(lifecycle, a_spec(name))
+        release(lifecycle, name)
+        emit(lifecycle, tokens(name, 0, 7, 7, 7))
+        lifecycle.handle(ClientGone(RequestId(name), is_answered))
+        assert (lengths.predict(a_spec("next")) == 3.0) is is_answered

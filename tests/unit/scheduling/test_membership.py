@@ -47,7 +47,7 @@ ACK = HeartbeatAck(epoch=EPOCH)
 
 
 def a_membership() -> Membership:
-    return Membership(EPOCH, heartbeat_s=0.5, lease_s=3.0)
+    return Membership(EPOCH, heartbeat_s=0.5, lease_s=3.0, tick_s=0.5)
 
 
 def register(generation: int = 1, instance: InstanceId = P0, layout: KVLayout = LAYOUT) -> Register:
@@ -113,9 +113,16 @@ def test_time_in_which_the_gateway_stood_still_is_no_silence_of_its_members() ->
     say(membership, register(), now=10.0)
     assert membership.handle(Tick(11.0)) == []
     assert membership.handle(Tick(500.0)) == [], "the heartbeats since are still to be read"
-    for tenth in range(1, 20):
+    for tenth in range(1, 15):
         assert membership.handle(Tick(500.0 + tenth / 10)) == []
-    assert membership.handle(Tick(502.0)) == [lost(1, LossReason.SILENT)], "a lease of 3 s, 1 s of it before"
+    assert membership.handle(Tick(501.5)) == [lost(1, LossReason.SILENT)], "of 3 s, 1 s before and one tick meanwhile"
+
+
+def test_a_short_lease_ends_although_ticks_are_always_a_little_late() -> None:
+    membership = Membership(EPOCH, heartbeat_s=0.1, lease_s=0.3, tick_s=0.1)
+    say(membership, register(), now=10.0)
+    effects = [membership.handle(Tick(10.0 + 0.11 * count)) for count in range(1, 8)]
+    assert [lost(1, LossReason.SILENT)] in effects
 
 
 def test_a_heartbeat_read_before_the_late_tick_renews_no_further_than_now() -> None:

@@ -11,7 +11,7 @@ import pytest
 from common.ids import RequestId
 from common.messages.control import EmittedTokens, FinishReason
 from services.gateway.lane.text_lane import TextLane, TextTooLong
-from services.gateway.lane.text_thread import LaneClosed, TextThread
+from services.gateway.lane.text_thread import LaneClosed, TextThread, WorkPanicked
 from services.text.chat_template import ChatTemplate, TemplateRefused
 from services.text.choice import ChoiceRules
 from services.text.tokenizer import Tokenizer
@@ -103,3 +103,22 @@ async def test_leaving_ends_the_threads_after_what_was_asked(spy_tokenizer: Toke
     assert threading.active_count() == before
     with pytest.raises(LaneClosed, match="not running"):
         await lane.encode_text("abc", 100)
+
+
+class Panic(BaseException):
+    """As pyo3_runtime.PanicException, which is no Exception either."""
+
+
+def panic() -> None:
+    raise Panic("index out of bounds")
+
+
+async def test_a_panic_fails_one_call_and_the_thread_goes_on() -> None:
+    thread = TextThread("test")
+    thread.start(asyncio.get_running_loop())
+    async with asyncio.timeout(10):
+        with pytest.raises(WorkPanicked, match="index out of bounds") as caught:
+            await thread.run(panic)
+        assert isinstance(caught.value.__cause__, Panic)
+        assert await thread.run(lambda: 7) == 7
+        await thread.close()

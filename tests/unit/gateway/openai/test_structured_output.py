@@ -7,7 +7,7 @@ import pytest
 
 from common.ids import RequestId
 from services.gateway.openai.errors import ApiError
-from services.gateway.openai.planning import plan_request
+from services.gateway.openai.planning import Context, plan_request
 from services.gateway.openai.requests import Call, CallRules, ChatPrompt, parse_chat
 
 RULES = CallRules("m", allow_placement_override=False, vocab_size=256)
@@ -170,7 +170,10 @@ def test_a_turn_that_is_wrong_is_named(message: dict[str, Any], param: str) -> N
 
 def test_ignore_eos_does_not_outlast_a_grammar() -> None:
     call = chat(response_format={"type": "json_object"}, ignore_eos=True, max_tokens=5)
-    request = plan_request(call, RequestId("r"), 0, (1, 2), 100, frozenset({7}))
+    request = plan_request(call, RequestId("r"), 0, (1, 2), Context(100, 100), frozenset({7}))
     assert request.stop_tokens == (7,)
     assert request.min_tokens >= request.max_tokens
-    assert plan_request(chat(ignore_eos=True), RequestId("r"), 0, (1, 2), 100, frozenset({7})).stop_tokens == ()
+    assert (
+        plan_request(chat(ignore_eos=True), RequestId("r"), 0, (1, 2), Context(100, 100), frozenset({7})).stop_tokens
+        == ()
+    )

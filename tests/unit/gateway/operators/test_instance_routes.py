@@ -129,12 +129,24 @@ async def test_an_instance_that_is_lost_meanwhile_is_503(bench: Bench) -> None:
         {"shape": {"decodes": 1}, "repeats": 101},
         {"shape": {"decodes": 1}, "timeout_s": 0},
         {"shape": {"decodes": 1}, "timeouts": 1},
+        b'{"\xff": 1}',
+        b'{"shape": "\xff"}',
+        b'{"shape": ' + b"[" * 30_000,
     ],
 )
 async def test_what_is_no_measurement_is_400(bench: Bench, body: Any) -> None:
     status, code, _ = await bench.refused(body)
     assert (status, code) == (400, "invalid_measurement")
     assert bench.asked == []
+
+
+async def test_a_body_that_cannot_be_read_is_400(bench: Bench) -> None:
+    headers = {"Content-Encoding": "gzip"}
+    async with bench.client.post("/instances/d0/measure", data=b"no gzip", headers=headers) as response:
+        assert response.status == 400
+        error = (await response.json())["error"]
+    assert error["type"] == "invalid_request_error"
+    assert "cannot be read" in error["message"]
 
 
 async def test_answers_find_who_asked_and_a_stranger_answers_nobody() -> None:

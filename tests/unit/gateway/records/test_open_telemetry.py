@@ -194,7 +194,7 @@ async def test_a_collector_that_hangs_holds_up_nobody_and_costs_a_bounded_queue(
 def test_without_the_packages_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "services.gateway.records.open_telemetry", None)
     assert service._export_of(TracingConfig()) is None
-    with pytest.raises(ConfigError, match=r"tracing\.otlp is 'http://c:4318'.*pdmesh\[tracing\]"):
+    with pytest.raises(ConfigError, match=r"tracing\.otlp is 'http://c:4318'.*pip install -e"):
         service._export_of(TracingConfig(otlp="http://c:4318"))
 
 

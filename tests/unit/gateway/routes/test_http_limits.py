@@ -101,6 +101,7 @@ def silent_after(*tokens: int) -> Callable[[GenerationRequest], list[StreamEvent
         (b"GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n", 404, "not_found"),
         (b"DELETE /health HTTP/1.1\r\nHost: x\r\n\r\n", 405, "method_not_allowed"),
         (post(PLAIN, b"{"), 400, "invalid_json"),
+        (post(PLAIN, b"abcde", None, b"Content-Encoding: gzip"), 400, None),
     ],
 )
 async def test_whoever_refuses_it_the_answer_is_an_envelope(
@@ -113,6 +114,15 @@ async def test_whoever_refuses_it_the_answer_is_an_envelope(
         assert headers["x-should-retry"] == "false"
         assert ("allow" in headers) == (status == 405)
     assert (await served.client.get("/health")).status == 200
+
+
+@pytest.mark.parametrize(("sent", "kept"), [(b"00-\x80", ""), ("00-é".encode(), ""), (b"00-4bf9", "00-4bf9")])
+async def test_a_trace_context_with_bytes_that_none_has_is_left_out(serve: Serve, sent: bytes, kept: str) -> None:
+    served = await serve(token_by_token([[5]]))
+    asked = post(PLAIN, json.dumps(PROMPT).encode(), None, b"traceparent: " + sent)
+    async with wired(served.client.host, served.client.port, asked) as wire:
+        assert b" 200 " in await wire.reader.readline()
+    assert [request.traceparent for request in served.mesh.requests] == [kept]
 
 
 async def test_a_head_within_the_limit_is_served(serve: Serve) -> None:
@@ -274,6 +284,28 @@ async def break_limits() -> None:
         await runner.cleanup()
 
 
+async def test_a_stop_does_not_wait_for_clients_that_do_not_read() -> None:
+    began = asyncio.Event()
+
+    async def flood(http: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(http)
+        began.set()
+        while True:
+            await response.write(b"x" * 65536)
+
+    app = web.Application()
+    app.router.add_get("/flood", flood)
+    runner = build_runner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    with socket.create_connection(runner.addresses[0][:2]) as idler:
+        idler.sendall(b"GET /flood HTTP/1.1\r\nHost: x\r\n\r\n")
+        await began.wait()
+        # A third of what the client might take otherwise, and less than a launcher waits.
+        await asyncio.wait_for(runner.cleanup(), 20)
+
+
 def test_patience_is_for_what_lies_there() -> None:
     assert patience_s(0, 60.0) == 60.0
     assert patience_s(16 << 20, 60.0) == 124.0
@@ -281,7 +313,7 @@ def test_patience_is_for_what_lies_there() -> None:
 
 def test_what_a_client_leaves_unread_is_bounded_and_then_its_request_ends() -> None:
     closed: list[RequestId] = []
-    stream = UnreadEvents(RequestId("r1"), closed.append)
+    stream = UnreadEvents(RequestId("r1"), lambda request, _: closed.append(request))
     for _ in range(MOST_UNREAD):
         stream.put(placed())
     assert closed == []
