@@ -12,6 +12,9 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from common.errors import ModelError
+from common.model_store import cache_root
+
 _log = logging.getLogger(__name__)
 
 COMPILERS = ("c++", "g++", "clang++")
@@ -25,6 +28,15 @@ _COMPILE_TIMEOUT_S = 120.0
 
 class _CompileError(Exception):
     """Why there is no library."""
+
+
+def user_cache() -> Path | None:
+    """Where this user's compiled code is kept, beside the models; None, after one log line, where there is no place."""
+    try:
+        return cache_root(os.environ)  # noqa: TID251 - where compiled code is kept is no part of a configuration
+    except ModelError as error:
+        _log.warning("no place for compiled kernels, a slower way is taken: %s", error)
+        return None
 
 
 def load_library(

@@ -6,54 +6,38 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, assert_never
 
+import msgspec
+
 from common.clock import Clock
 from common.errors import Failure, FailureKind, GrammarRefused
 from common.faults import FaultPoint, Faults
 from common.ids import Generation, InstanceId, RequestId
-from common.kv.prefix import PrefixNews
 from common.messages.control import (
-    Abort,
     DecodeBegan,
     DecodeProgress,
-    Drain,
     EmittedTokens,
     FromWorker,
-    HeartbeatAck,
-    JobFailed,
     KVLanded,
     LinkFigures,
     LinkMeasured,
     Load,
-    MeasureStep,
     MeetPrefill,
-    PrefixReused,
-    Rejected,
-    Resume,
     RunDecode,
     RunPrefill,
     TokensEmitted,
-    ToWorker,
-    Welcome,
 )
-from common.tasks import TaskScope
 from services.decode.grammars import Grammars
 from services.engine.api import (
     BlocksReserved,
     ChoiceTokens,
-    ComputingBegan,
     DecodeJob,
-    EngineEvent,
-    JobEnded,
     LayerReady,
     PrefillComputed,
     PrefillFailed,
-    PrefixesChanged,
-    PrefixFound,
     TokensSampled,
 )
 from services.engine.guide import Grammar
-from services.engine.kv.prefix_journal import PrefixJournal
-from services.engine.measuring.answer import answer_measure
+from services.engine.jobs import HeldJob, InstanceJobs, Order, RoleEvent
 from services.engine.thread import EngineThread
 from transfer.errors import TransferError
 from transfer.sink import KVSink
@@ -66,22 +50,18 @@ _FAULT_TOKENS = {0: FaultPoint.DECODE_FIRST_TOKEN, 7: FaultPoint.DECODE_EIGHTH_T
 
 
 @dataclass(slots=True)
-class _Job:
+class _Job(HeldJob):
     message: RunDecode
     deadline_at: float
     compiling: asyncio.Task[Grammar | Failure] | None = None
     """While its grammar is compiled; the engine does not know it yet."""
     intake: asyncio.Task[Any] | None = None
-    is_dropped: bool = False
-    failure: Failure | None = None
-    began_at: float | None = None
-    """When it was first computed; None again once that has been told."""
 
 
-class DecodeJobs:
+class DecodeJobs(InstanceJobs[_Job]):
     """Every decode job of this instance, between the gateway, the engine and the KV sink.
 
-    Blocks are given back to the engine only when the sink writes to them no more.  All methods run on the event loop.
+    Blocks are given back to the engine only when the sink writes to them no more.
     """
 
     def __init__(
@@ -94,49 +74,29 @@ class DecodeJobs:
         faults: Faults,
         grammars: Grammars | None = None,
     ) -> None:
-        self._instance = instance
-        self._engine = engine
+        super().__init__("decode", instance, engine, send, clock, faults)
         self._sink = sink
-        self._send = send
-        self._clock = clock
-        self._faults = faults
         self._grammars = grammars
-        self._jobs: dict[RequestId, _Job] = {}
-        self._prefixes = PrefixJournal()
-        self._tasks = TaskScope("decode")
-        self.generation = Generation(0)
-        self.is_draining = False
-        self.is_leaving = False
-        # Between two lives, and after the last: what is said then was meant for a life that has ended.
-        self._is_over = False
-        self._emptied = asyncio.Event()
 
-    def on_message(self, message: ToWorker) -> None:
-        """What the gateway says."""
-        match message:
+    def begin(self, generation: Generation) -> None:
+        """See InstanceJobs; the sink speaks for this life from now on."""
+        super().begin(generation)
+        self._sink.rejoin(generation)
+
+    def _on_order(self, order: Order) -> None:
+        match order:
             case RunDecode():
-                self._run(message)
+                self._run(order)
             case MeetPrefill():
-                self._tasks.start(self._meet(message, self.generation), f"meet:{message.peer}")
-            case Abort(request):
-                self.abort(request)
-            case Drain():
-                self.is_draining = True
-            case Resume():
-                self.is_draining = False
-            case MeasureStep():
-                self._tasks.start(self._measure(message, self.generation), f"measure:{message.measure}")
-            case RunPrefill() | Welcome() | HeartbeatAck() | Rejected():
-                _log.error("a decode instance was sent a %s", type(message).__name__)
+                self._tasks.start(self._meet(order, self.generation), f"meet:{order.peer}")
+            case RunPrefill():
+                self._log_stray(order)
             case _:
-                assert_never(message)
+                assert_never(order)
 
     def _run(self, message: RunDecode) -> None:
         request = message.request
-        ticket = message.ticket
-        is_stale = self._is_over or (ticket is not None and ticket.decode_generation != self.generation)
-        if is_stale or request in self._jobs:
-            _log.warning("request %s: not run: of a life that is over, or here already", request)
+        if self._is_stale(request, None if message.ticket is None else message.ticket.decode_generation):
             return
         job = self._jobs[request] = _Job(message, self._clock.now() + message.deadline_s)
         self._faults.reach(FaultPoint.DECODE_ACCEPTED)
@@ -178,14 +138,7 @@ class DecodeJobs:
         peer = introduction.peer, introduction.peer_generation
         self._send(LinkMeasured(self._instance, generation, *peer, figures, met.failed))
 
-    async def _measure(self, order: MeasureStep, generation: Generation) -> None:
-        self._send(await answer_measure(order, self._engine, self._instance, generation))
-
-    def abort(self, request: RequestId) -> None:
-        """Drop the job, wherever it stands; its blocks are freed once nobody writes to them."""
-        if (job := self._jobs.get(request)) is None or job.is_dropped:
-            return
-        job.is_dropped = True
+    def _drop(self, request: RequestId, job: _Job) -> None:
         if job.compiling is not None:
             job.compiling.cancel()
         elif job.intake is None:
@@ -194,49 +147,16 @@ class DecodeJobs:
             # The intake tells the engine itself, when the sink has let go of the blocks.
             job.intake.cancel()
 
-    def begin(self, generation: Generation) -> None:
-        """A new life begins (the first one too)."""
-        self.generation = generation
-        self._is_over = False
-        self._prefixes.begin()
-        self._sink.rejoin(generation)
-
-    async def drop_all(self) -> None:
-        """The life is over: abort every job and run no more; ends when nothing of any is held."""
-        self._is_over = True
-        for request in list(self._jobs):
-            self.abort(request)
-        await self.until_idle()
-
-    async def until_idle(self) -> None:
-        """Ends when no job is left."""
-        while self._jobs:
-            self._emptied.clear()
-            await self._emptied.wait()
-
-    def on_event(self, event: EngineEvent) -> None:
-        """What the engine says."""
+    def _on_role_event(self, event: RoleEvent) -> None:
         match event:
             case BlocksReserved(request, blocks, held):
                 self._take_in(request, blocks, held)
-            case PrefixFound(request, tokens):
-                self._reuse(request, tokens)
-            case PrefixesChanged(news):
-                self._prefixes.note(news)
-            case ComputingBegan(request):
-                self._jobs[request].began_at = self._clock.now()
             case TokensSampled(items):
                 self._emit(items)
-            case JobEnded(request, failure):
-                self._ended(request, failure)
             case LayerReady() | PrefillComputed() | PrefillFailed():
                 _log.error("a decode job reported %s", type(event).__name__)
             case _:
                 assert_never(event)
-
-    def _reuse(self, request: RequestId, tokens: int) -> None:
-        if not self._jobs[request].is_dropped:
-            self._send(PrefixReused(self._instance, self.generation, request, tokens))
 
     def _take_in(self, request: RequestId, blocks: tuple[int, ...], held: int) -> None:
         job = self._jobs[request]
@@ -291,49 +211,19 @@ class DecodeJobs:
             job = self._jobs[request]
             if job.began_at is not None:
                 yield DecodeBegan(request, self._clock.now() - job.began_at)
-                job.began_at = None
-
-    def _ended(self, request: RequestId, failure: Failure | None) -> None:
-        job = self._jobs.pop(request)
-        if not self._jobs:
-            self._emptied.set()
-        failure = job.failure or failure
-        if failure is not None and not job.is_dropped:
-            self._send(JobFailed(self._instance, self.generation, request, failure))
+                job.began_at = None  # once is enough
 
     def load(self) -> Load:
         """What this instance holds now."""
-        engine, transfer = self._engine.load(), self._sink.holdings()
-        return Load(
-            waiting=engine.waiting,
-            running=engine.running,
-            queued_tokens=engine.queued_tokens,
-            context_tokens=engine.context_tokens,
-            blocks_used=engine.blocks_used,
-            blocks_total=engine.blocks_total,
-            blocks_kept=engine.blocks_kept,
+        load, transfer = super().load(), self._sink.holdings()
+        return msgspec.structs.replace(
+            load,
             tickets=transfer.connections,
             staging_bytes=transfer.staging_bytes,
-            tasks=len(self._tasks) + transfer.tasks,
-            steps=engine.steps,
-            tokens=engine.tokens,
+            tasks=load.tasks + transfer.tasks,
             link_fallbacks=self._sink.fallbacks,
             clamped_elements=self._sink.clamped_elements,
-            cost_factor=self._engine.cost_factor,
-            draining=self.is_draining or self.is_leaving,
         )
-
-    def prefix_news(self) -> PrefixNews | None:
-        """What its blocks have come to hold since this was asked last."""
-        return self._prefixes.take()
-
-    async def close(self) -> None:
-        """End the intakes and begin no more; the sink and the engine are closed by their owner."""
-        self._is_over = True
-        for job in self._jobs.values():
-            # The engine is still there, and what it reserves now would be lent to nobody.
-            job.is_dropped = True
-        await self._tasks.close()
 
 
 def _engine_job(message: RunDecode, grammar: Grammar | None) -> DecodeJob:

@@ -11,7 +11,7 @@ from services.engine.guide import Grammar
 
 
 class PrefillJob(msgspec.Struct, frozen=True):
-    """Compute the KV of `prompt` and hold it until `release`. Nothing is sampled."""
+    """Compute the KV of `prompt` and hold it until `end`. Nothing is sampled."""
 
     request: RequestId
     prompt: tuple[int, ...]
@@ -84,7 +84,7 @@ class PrefillComputed(msgspec.Struct, frozen=True):
 
 
 class PrefillFailed(msgspec.Struct, frozen=True):
-    """A prefill job cannot be computed. Its blocks stay held, since a taker may be reading them, until `release`."""
+    """A prefill job cannot be computed. Its blocks stay held, since a taker may be reading them, until `end`."""
 
     request: RequestId
     failure: Failure

@@ -1,24 +1,21 @@
 """From an instance's configuration to a runner: loads the model, sizes the KV cache."""
 
 import json
-import logging
-import os
 from pathlib import Path
 
 import torch
 
+from common.compiled import user_cache
 from common.config.sizes import parse_size
 from common.config.types import DType, InstanceConfig
 from common.errors import ModelError
-from common.model_store import cache_root, fingerprint
+from common.model_store import fingerprint
 from services.engine.kv.paged_kv import num_blocks_for
 from services.engine.model.device import check_this_process, torch_device
 from services.engine.runner import Runner
 from services.engine.twin.deterministic import DeterministicRunner, deterministic_layout
 from services.engine.twin.deterministic_model import MODEL_TYPE, VOCAB_SIZE
 from services.scheduling.continuous import BatchLimits
-
-_log = logging.getLogger(__name__)
 
 
 def build_instance_runner(instance: InstanceConfig, dtype: DType, folder: Path) -> Runner:
@@ -63,16 +60,8 @@ def _torch_runner(instance: InstanceConfig, dtype: DType, folder: Path, kv_memor
         block_size=instance.block_size,
         order=instance.order,
         kv_memory_bytes=kv_memory_bytes,
-        kernels=Kernels.compiled(cache) if on_cpu and (cache := _user_cache()) is not None else None,
+        kernels=Kernels.compiled(cache) if on_cpu and (cache := user_cache()) is not None else None,
     )
-
-
-def _user_cache() -> Path | None:
-    try:
-        return cache_root(os.environ)  # noqa: TID251 - where compiled code is kept is no part of a configuration
-    except ModelError as error:
-        _log.warning("no place for compiled kernels, torch computes all: %s", error)
-        return None
 
 
 def prefill_limits(instance: InstanceConfig) -> BatchLimits:

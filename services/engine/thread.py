@@ -145,20 +145,19 @@ class EngineThread:
     # ------------------------------------------------------------ the engine's thread
 
     def _main(self) -> None:
+        told: asyncio.Future[Any] = self._ready
         try:
             runner = self._build()
-        except Exception as error:  # handed to start(), which raises it where somebody can act
-            self._to_loop(_fail, self._ready, error)
-            return
-        self._to_loop(_resolve, self._ready, runner)
-        core = EngineCore(runner, self._limits, self._emit, prefix_cache=self._prefix_cache)
-        self._load = core.load()
-        try:
+            core = EngineCore(runner, self._limits, self._emit, prefix_cache=self._prefix_cache)
+            self._load = core.load()
+            self._to_loop(_resolve, self._ready, runner)
+            told = self.failed
             while self._take_commands(core):
                 self._step(core)
-        except Exception as error:
-            _log.exception("the engine core broke")
-            self._to_loop(_fail, self.failed, error)
+        except BaseException as error:  # a panic of a library in Rust is no Exception, and would end the thread unheard
+            if told is self.failed:
+                _log.exception("the engine core broke")
+            self._to_loop(_fail, told, _raisable(error))
 
     def _take_commands(self, core: EngineCore) -> bool:
         """Perform what is in the inbox, waiting only while there is nothing to compute; False at the end."""
@@ -220,3 +219,12 @@ def _fail(future: asyncio.Future[T], error: Exception) -> None:
     """Unless it has ended otherwise."""
     if not future.done():
         future.set_exception(error)
+
+
+def _raisable(error: BaseException) -> Exception:
+    """`error`, or one that says so: others end an event loop, or cannot be told by a future."""
+    if isinstance(error, Exception) and not isinstance(error, StopIteration):
+        return error
+    told = RuntimeError(f"the engine's thread ended: {error!r}")
+    told.__cause__ = error
+    return told

@@ -1,52 +1,20 @@
 """Prefill jobs from the gateway's word to the last block freed."""
 
-import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import assert_never
+
+import msgspec
 
 from common.clock import Clock
 from common.errors import Failure, FailureKind
 from common.faults import FaultPoint, Faults
 from common.ids import Generation, InstanceId, RequestId
 from common.kv.ownership import Acknowledged, Expired, OfferEnd, TakerFailed, Withdrawn
-from common.kv.prefix import PrefixNews
-from common.messages.control import (
-    Abort,
-    Drain,
-    FromWorker,
-    HeartbeatAck,
-    JobFailed,
-    Load,
-    MeasureStep,
-    MeetPrefill,
-    PrefillReleased,
-    PrefillTimes,
-    PrefixReused,
-    Rejected,
-    Resume,
-    RunDecode,
-    RunPrefill,
-    ToWorker,
-    Welcome,
-)
-from common.tasks import TaskScope
-from services.engine.api import (
-    BlocksReserved,
-    ComputingBegan,
-    EngineEvent,
-    JobEnded,
-    LayerReady,
-    PrefillComputed,
-    PrefillFailed,
-    PrefillJob,
-    PrefixesChanged,
-    PrefixFound,
-    TokensSampled,
-)
-from services.engine.kv.prefix_journal import PrefixJournal
-from services.engine.measuring.answer import answer_measure
+from common.messages.control import FromWorker, Load, MeetPrefill, PrefillReleased, PrefillTimes, RunDecode, RunPrefill
+from services.engine.api import BlocksReserved, LayerReady, PrefillComputed, PrefillFailed, PrefillJob, TokensSampled
+from services.engine.jobs import HeldJob, InstanceJobs, Order, RoleEvent
 from services.engine.thread import EngineThread
 from transfer.errors import TransferError
 from transfer.offer import Offer
@@ -56,13 +24,10 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
-class _Job:
+class _Job(HeldJob):
     message: RunPrefill
     accepted_at: float
     offer: Offer | None = None
-    is_dropped: bool = False
-    failure: Failure | None = None
-    began_at: float | None = None
     computed_at: float | None = None
 
     @property
@@ -78,11 +43,11 @@ class _Job:
         return PrefillTimes(began_at - self.accepted_at, self.computed_at - began_at, now - self.computed_at)
 
 
-class PrefillJobs:
+class PrefillJobs(InstanceJobs[_Job]):
     """Every prefill job of this instance, between the gateway, the engine and the KV source.
 
     A job ends in this order: its offer (nothing reads the blocks any more), then the engine's hold on the blocks,
-    then the word to the gateway.  All methods run on the event loop.
+    then the word to the gateway.
     """
 
     def __init__(
@@ -94,114 +59,55 @@ class PrefillJobs:
         clock: Clock,
         faults: Faults,
     ) -> None:
-        self._instance = instance
-        self._engine = engine
+        super().__init__("prefill", instance, engine, send, clock, faults)
         self._source = source
-        self._send = send
-        self._clock = clock
-        self._faults = faults
-        self._jobs: dict[RequestId, _Job] = {}
-        self._prefixes = PrefixJournal()
-        self._tasks = TaskScope("prefill")
-        self.generation = Generation(0)
-        self.is_draining = False
-        self.is_leaving = False
-        # Between two lives, and after the last: what is said then was meant for a life that has ended.
-        self._is_over = False
-        self._emptied = asyncio.Event()
 
-    def on_message(self, message: ToWorker) -> None:
-        """What the gateway says."""
-        match message:
+    def begin(self, generation: Generation) -> None:
+        """See InstanceJobs; the tickets of the past are refused."""
+        super().begin(generation)
+        self._source.refuse_all(generation)
+
+    def _on_order(self, order: Order) -> None:
+        match order:
             case RunPrefill():
-                self._run(message)
-            case Abort(request):
-                self.abort(request)
-            case Drain():
-                self.is_draining = True
-            case Resume():
-                self.is_draining = False
-            case MeasureStep():
-                self._tasks.start(self._measure(message, self.generation), f"measure:{message.measure}")
-            case RunDecode() | MeetPrefill() | Welcome() | HeartbeatAck() | Rejected():
-                _log.error("a prefill instance was sent a %s", type(message).__name__)
+                self._run(order)
+            case RunDecode() | MeetPrefill():
+                self._log_stray(order)
             case _:
-                assert_never(message)
+                assert_never(order)
 
     def _run(self, message: RunPrefill) -> None:
         request = message.request
-        is_stale = self._is_over or message.ticket.prefill_generation != self.generation
-        if is_stale or request in self._jobs:
-            _log.warning("request %s: not run: of a life that is over, or here already", request)
+        if self._is_stale(request, message.ticket.prefill_generation):
             return
         self._jobs[request] = _Job(message, self._clock.now())
         self._faults.reach(FaultPoint.PREFILL_ACCEPTED)
         self._engine.submit(PrefillJob(request, message.prompt))
 
-    async def _measure(self, order: MeasureStep, generation: Generation) -> None:
-        self._send(await answer_measure(order, self._engine, self._instance, generation))
-
-    def abort(self, request: RequestId) -> None:
-        """Drop the job, wherever it stands; its blocks are freed once nobody reads them."""
-        if (job := self._jobs.get(request)) is None or job.is_dropped:
-            return
-        job.is_dropped = True
+    def _drop(self, request: RequestId, job: _Job) -> None:
         if job.offer is None:
             self._engine.end(request)
         else:
             job.offer.withdraw("the request was aborted")
 
-    def begin(self, generation: Generation) -> None:
-        """A new life begins (the first one too): the tickets of the past are refused."""
-        self.generation = generation
-        self._is_over = False
-        self._prefixes.begin()
-        self._source.refuse_all(generation)
-
-    async def drop_all(self) -> None:
-        """The life is over: abort every job and run no more; ends when nothing of any is held."""
-        self._is_over = True
-        for request in list(self._jobs):
-            self.abort(request)
-        await self.until_idle()
-
-    async def until_idle(self) -> None:
-        """Ends when no job is left."""
-        while self._jobs:
-            self._emptied.clear()
-            await self._emptied.wait()
-
-    def on_event(self, event: EngineEvent) -> None:
-        """What the engine says."""
+    def _on_role_event(self, event: RoleEvent) -> None:
         match event:
             case BlocksReserved(request, blocks):
                 self._offer(request, blocks)
-            case PrefixFound(request, tokens):
-                self._reuse(request, tokens)
-            case PrefixesChanged(news):
-                self._prefixes.note(news)
             case LayerReady(request, layer, token_stop):
                 if (job := self._jobs.get(request)) is not None and job.offer is not None:
                     job.offer.layer_ready(layer, token_stop)
                 self._faults.reach(FaultPoint.PREFILL_FIRST_LAYER)
-            case ComputingBegan(request):
-                self._jobs[request].began_at = self._clock.now()
             case PrefillComputed(request):
                 self._jobs[request].computed_at = self._clock.now()
                 self._faults.reach(FaultPoint.PREFILL_COMPUTED)
                 _log.debug("request %s: prefill computed", request)
             case PrefillFailed(request, failure):
                 self._fail(request, failure)
-            case JobEnded(request, failure):
-                self._ended(request, failure)
             case TokensSampled():
                 _log.error("a prefill job sampled tokens")
             case _:
                 assert_never(event)
-
-    def _reuse(self, request: RequestId, tokens: int) -> None:
-        if not self._jobs[request].is_dropped:
-            self._send(PrefixReused(self._instance, self.generation, request, tokens))
 
     def _offer(self, request: RequestId, blocks: tuple[int, ...]) -> None:
         job = self._jobs[request]
@@ -230,48 +136,22 @@ class PrefillJobs:
         if job.offer is not None:
             job.offer.withdraw(failure.message)
 
-    def _ended(self, request: RequestId, failure: Failure | None) -> None:
-        job = self._jobs.pop(request)
-        if not self._jobs:
-            self._emptied.set()
-        failure = failure or job.failure
-        if failure is not None and not job.is_dropped:
-            self._send(JobFailed(self._instance, self.generation, request, failure))
+    def _ended(self, request: RequestId, failure: Failure | None) -> _Job:
+        job = super()._ended(request, failure)
         times = job.times(self._clock.now())
         self._send(PrefillReleased(self._instance, self.generation, request, times))
+        return job
 
     def load(self) -> Load:
         """What this instance holds now."""
-        engine, transfer = self._engine.load(), self._source.holdings()
-        return Load(
-            waiting=engine.waiting,
-            running=engine.running,
-            queued_tokens=engine.queued_tokens,
-            context_tokens=engine.context_tokens,
-            blocks_used=engine.blocks_used,
-            blocks_total=engine.blocks_total,
-            blocks_kept=engine.blocks_kept,
+        load, transfer = super().load(), self._source.holdings()
+        return msgspec.structs.replace(
+            load,
             tickets=transfer.offers + transfer.parked,
             staging_bytes=transfer.staging_bytes,
-            tasks=len(self._tasks) + transfer.tasks,
-            steps=engine.steps,
-            tokens=engine.tokens,
+            tasks=load.tasks + transfer.tasks,
             clamped_elements=self._source.clamped_elements,
-            cost_factor=self._engine.cost_factor,
-            draining=self.is_draining or self.is_leaving,
         )
-
-    def prefix_news(self) -> PrefixNews | None:
-        """What its blocks have come to hold since this was asked last."""
-        return self._prefixes.take()
-
-    async def close(self) -> None:
-        """End the watchers and begin no more; the source and the engine are closed by their owner."""
-        self._is_over = True
-        for job in self._jobs.values():
-            # The engine is still there, and what it reserves now would be lent to nobody.
-            job.is_dropped = True
-        await self._tasks.close()
 
 
 def _log_end(request: RequestId, end: OfferEnd) -> None:

@@ -1,14 +1,12 @@
 """Which kernel serves a device."""
 
 import logging
-import os
 from pathlib import Path
 
 import torch
 
-from common.errors import ModelError
+from common.compiled import user_cache
 from common.kv.layout import KVDType
-from common.model_store import cache_root
 from transfer.kernels.base import Kernel
 from transfer.kernels.cpp_kernel import CppKernel
 from transfer.kernels.cupy_kernel import CupyKernel
@@ -35,7 +33,7 @@ def kernel_for(device: torch.device, threads: int = 1, cache: Path | None = None
 
 
 def _cpp(device: torch.device, threads: int, cache: Path | None) -> Kernel | None:
-    folder = cache or _user_cache()
+    folder = cache or user_cache()
     kernel = None if folder is None else CppKernel.compiled(folder, threads)
     if kernel is not None and not agrees_with_torch(kernel, device, PAIRS):
         _log.error("the C++ kernel does not agree with torch on this machine: packing with torch. Please report this.")
@@ -54,11 +52,3 @@ def _cupy(device: torch.device) -> Kernel | None:
         reason = f"{type(error).__name__}: {error}"
     _log.warning("the GPU kernel cannot be used, packing with torch, which is slower: %s", reason)
     return None
-
-
-def _user_cache() -> Path | None:
-    try:
-        return cache_root(os.environ)  # noqa: TID251 - where compiled code is kept is no part of a configuration
-    except ModelError as error:
-        _log.warning("no place for compiled kernels, packing with torch: %s", error)
-        return None

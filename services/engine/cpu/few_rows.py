@@ -70,13 +70,16 @@ def _fits_together(parts: ModelParts) -> bool:
     inner = layer.down.in_features
     norms = [parts.norm, *(norm for one in parts.layers for norm in one.norms)]
     head_norms = [norm for one in parts.layers for norm in one.head_norms if norm is not None]
-    tensors = [parts.embedding, *(norm.weight for norm in (*norms, *head_norms))]
+    position = torch.zeros((1, 1), dtype=torch.int64)
+    rotation = [table[0] for table in parts.rotation(parts.embedding[None, :1], position)]
+    tensors = [parts.embedding, *rotation, *(norm.weight for norm in (*norms, *head_norms))]
     biases = [linear.bias for one in parts.layers for linear in _linears(one)] + [parts.head.bias]
     return (
         shapes == [(width, queries + 2 * keys), (queries, width), (width, 2 * inner), (inner, width)]
         and parts.head.in_features == width
         and all(norm.weight.shape == (width,) for norm in norms)
         and all(norm.weight.shape == (layer.head_dim,) for norm in head_norms)
+        and all(table.shape == (1, layer.head_dim) for table in rotation)
         and all(tensor.is_contiguous() for tensor in tensors)
         and len({tensor.dtype for tensor in (*tensors, *biases) if tensor is not None}) == 1
     )

@@ -30,7 +30,7 @@ def proved(model: "PreTrainedModel", kv: PagedKV, kernels: Kernels) -> FewRows |
     `model` is bound and quickened. `kv` is not touched: the proof has a small cache of its own.
     """
     parts = model_parts(model)
-    if parts is None or kernels.most_rows(torch.get_num_threads()) < len(_CONTEXTS):
+    if parts is None or not kernels.most_rows(torch.get_num_threads()):
         return None
     own = PagedKV(kv.layout, sum(kv.layout.blocks_for(count + 1) for count in _CONTEXTS))
     with torch.inference_mode():

@@ -38,7 +38,6 @@ class _Linear(msgspec.Struct, frozen=True):
 class LayerParts(msgspec.Struct, frozen=True):
     """What a layer of the Llama kind is made of."""
 
-    head_dim: int
     norm_before_attention: Norm
     query_norm: Norm | None
     """Of each head, before the rotation; as is `key_norm`."""
@@ -52,11 +51,12 @@ class LayerParts(msgspec.Struct, frozen=True):
 
 def fuse_layers(model: "PreTrainedModel", kernels: Kernels) -> int:
     """Replace the decoder layers of `model` that can be; call `prepack.can_pack` first. Returns how many were."""
-    layers: Any = getattr(model.get_decoder(), "layers", ())
+    decoder: Any = model.get_decoder()
+    layers: Any = getattr(decoder, "layers", ())
     fused = 0
     with torch.inference_mode():
         for index, layer in enumerate(layers):
-            replacement = _replacement(layer, kernels)
+            replacement = _replacement(layer, decoder, kernels)
             if replacement is not None:
                 layers[index] = replacement
                 fused += 1
@@ -101,11 +101,10 @@ class FusedLayer(torch.nn.Module):
     def _attend(
         self, x: torch.Tensor, position_embeddings: tuple[torch.Tensor, torch.Tensor], step: AttentionStep
     ) -> torch.Tensor:
-        mixed = self.qkv(x)
+        heads = self.qkv(x).view(x.shape[0], -1, self.head_dim)
         cosines, sines = position_embeddings
-        self._kernels.rotate(mixed, cosines[0], sines[0], (self.query_heads, self.kv_heads), self._native_norms)
-        heads = mixed.view(x.shape[0], -1, self.head_dim).transpose(0, 1)
-        query, key, value = heads.split((self.query_heads, self.kv_heads, self.kv_heads))
+        self._kernels.rotate(heads, cosines[0], sines[0], (self.query_heads, self.kv_heads), self._native_norms)
+        query, key, value = heads.transpose(0, 1).split((self.query_heads, self.kv_heads, self.kv_heads))
         call = AttentionCall(
             layer=self.layer,
             query=query,
@@ -125,13 +124,13 @@ def native_norm(norm: Norm | None) -> HeadNorm:
     return NO_NORM if norm is None else HeadNorm(weight=norm.weight.data_ptr(), epsilon=norm.epsilon)
 
 
-def _replacement(layer: Any, kernels: Kernels) -> FusedLayer | None:
-    """The fused twin of `layer`, proved; None where it has none."""
+def _replacement(layer: Any, decoder: Any, kernels: Kernels) -> FusedLayer | None:
+    """The fused twin of `layer` of `decoder`, proved; None where it has none."""
     try:
         parts = _parts(layer)
         if parts is None:
             return None
-        inputs = _probe_inputs(parts)
+        inputs = _probe_inputs(parts, decoder.rotary_emb)
         expected, call = _run(layer, inputs)
         if not _fits(parts, call):
             return None
@@ -145,35 +144,37 @@ def _replacement(layer: Any, kernels: Kernels) -> FusedLayer | None:
 
 
 def _parts(layer: Any) -> LayerParts | None:
-    """By the names that the Llama kind has. Raises AttributeError where one is missing."""
+    """By the names that the Llama kind has. Raises AttributeError where one is missing, ValueError for odd norms."""
     attention, mlp = layer.self_attn, layer.mlp
     linears = [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj]
     linears += [mlp.gate_proj, mlp.up_proj, mlp.down_proj]
     if any(type(linear) is not torch.nn.Linear for linear in linears):
         return None
-    head_norms = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
-    if any(norm is not None and norm.weight.shape != (attention.head_dim,) for norm in head_norms):
-        return None
-    query_norm, key_norm = (None if norm is None else _norm(norm) for norm in head_norms)
     qkv, gate_and_up = _joined(linears[:3]), _joined(linears[4:6])
     if qkv is None or gate_and_up is None:
         return None
     output, down = (_Linear(linear.weight, linear.bias) for linear in (linears[3], linears[6]))
+    dtype, width = qkv.weight.dtype, qkv.weight.shape[1]
+    head_norms = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
+    query_norm, key_norm = (None if norm is None else _norm(norm, dtype, attention.head_dim) for norm in head_norms)
     return LayerParts(
-        head_dim=attention.head_dim,
-        norm_before_attention=_norm(layer.input_layernorm),
+        norm_before_attention=_norm(layer.input_layernorm, dtype, width),
         query_norm=query_norm,
         key_norm=key_norm,
         qkv=qkv,
         output=output,
-        norm_before_mlp=_norm(layer.post_attention_layernorm),
+        norm_before_mlp=_norm(layer.post_attention_layernorm, dtype, width),
         gate_and_up=gate_and_up,
         down=down,
     )
 
 
-def _norm(module: Any) -> Norm:
-    return Norm(module.weight, module.variance_epsilon)
+def _norm(module: Any, dtype: torch.dtype, width: int) -> Norm:
+    """Raises ValueError for a weight that is not what C++, which has its address only, takes it for."""
+    weight: torch.Tensor = module.weight
+    if weight.dtype != dtype or weight.shape != (width,) or not weight.is_contiguous():
+        raise ValueError(f"a norm of {list(weight.shape)} numbers of {weight.dtype} among weights of {dtype}")
+    return Norm(weight, module.variance_epsilon)
 
 
 def _joined(linears: Sequence[torch.nn.Linear]) -> _Linear | None:
@@ -201,14 +202,18 @@ class _Inputs(msgspec.Struct, frozen=True):
     rotation: tuple[torch.Tensor, torch.Tensor]
 
 
-def _probe_inputs(parts: LayerParts) -> _Inputs:
+def _probe_inputs(parts: LayerParts, rotary: Any) -> _Inputs:
+    """Random numbers, in tensors of the sizes and types that the layers of the model are given."""
     weight = parts.qkv.weight
     made = torch.Generator().manual_seed(0)
-    hidden, *rotation = (
-        torch.randn((1, _PROBE_TOKENS, width), generator=made).to(weight.dtype)
-        for width in (weight.shape[1], parts.head_dim, parts.head_dim)
-    )
-    return _Inputs(hidden, (rotation[0], rotation[1]))
+    hidden = torch.randn((1, _PROBE_TOKENS, weight.shape[1]), generator=made).to(weight.dtype)
+    # Some rotate in float32, some only a part of each head.
+    cosines, sines = (torch.empty_like(own).normal_(generator=made) for own in rotary(hidden, _positions()))
+    return _Inputs(hidden, (cosines, sines))
+
+
+def _positions() -> torch.Tensor:
+    return torch.arange(_PROBE_TOKENS).unsqueeze(0)
 
 
 def _run(layer: Any, inputs: _Inputs) -> tuple[torch.Tensor, AttentionCall]:
@@ -217,7 +222,7 @@ def _run(layer: Any, inputs: _Inputs) -> tuple[torch.Tensor, AttentionCall]:
         inputs.hidden.clone(),
         attention_mask=None,
         position_embeddings=inputs.rotation,
-        position_ids=torch.arange(_PROBE_TOKENS).unsqueeze(0),
+        position_ids=_positions(),
         past_key_values=None,
         use_cache=False,
         paged_step=recorder,

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from common.config.types import DType
@@ -35,7 +36,7 @@ def load_model(folder: Path, dtype: DType, device: str, attn_implementation: str
                 output_loading_info=True,
             )
             model = model.to(device)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise ModelError(
             f"model folder {str(folder)!r} cannot be loaded as {dtype} on {device!r} "
             f"({type(error).__name__}: {error}); it needs config.json and safetensors of one causal LM"

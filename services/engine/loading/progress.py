@@ -22,16 +22,6 @@ class PreparationProgress(Protocol):
         ...
 
 
-class SilentProgress:
-    """Shows nothing."""
-
-    def stage(self, text: str, *, foreign: bool = False) -> None:
-        """Ignore it."""
-
-    def amount(self, done_bytes: int, total_bytes: int) -> None:
-        """Ignore it."""
-
-
 class RichProgress:
     """Bars and spinners on a terminal, one plain line per stage elsewhere. Close it, or use it as a context."""
 

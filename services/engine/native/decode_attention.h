@@ -9,7 +9,7 @@
 
 namespace pdmesh {
 
-// One call: `sequences` rows, each over its own blocks. Strides and sizes in elements. Mirrored by kernels.py.
+// One call: `sequences` rows, each over its own blocks. Strides and sizes in elements. Mirrored by structs.py.
 struct DecodeAttention {
   const void* keys;    // of one layer: [blocks, ...] with the strides below
   const void* values;

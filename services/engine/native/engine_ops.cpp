@@ -71,7 +71,7 @@ void silu_and_multiply(const T* x, T* out, int64_t rows, int64_t width, int64_t 
   });
 }
 
-// A token of `heads` · `dim` elements for each row, into the slots of a cache. Mirrored by kernels.py.
+// A token of `heads` · `dim` elements for each row, into the slots of a cache. Mirrored by structs.py.
 struct Write {
   const void *key, *value;  // row i, head h at i · row + h · head
   void *keys, *values;      // of one layer
@@ -142,9 +142,24 @@ void pdmesh_write(const pdmesh::Write* call) {
 }
 
 int64_t pdmesh_most_rows(int64_t threads) {
+  // Where registers hold the sums of one row only, every row would read all weights again.
+  if (pdmesh::kRowsAtOnce == 1) return 0;
   return threads == 1 || pdmesh::has_teams() ? pdmesh::kMostRows : 0;
 }
 
 void pdmesh_step(const pdmesh::Step* step) { PDMESH_FOR_TYPE(step->type, pdmesh::run_step<T>(*step)) }
+
+// How large this side holds each struct to be that structs.py mirrors.
+#define PDMESH_SIZE_OF(Struct) \
+  int64_t pdmesh_size_of_##Struct() { return sizeof(pdmesh::Struct); }
+
+PDMESH_SIZE_OF(DecodeAttention)
+PDMESH_SIZE_OF(ChunkAttention)
+PDMESH_SIZE_OF(Write)
+PDMESH_SIZE_OF(HeadNorm)
+PDMESH_SIZE_OF(Rotation)
+PDMESH_SIZE_OF(Matrix)
+PDMESH_SIZE_OF(Layer)
+PDMESH_SIZE_OF(Step)
 
 }  // extern "C"

@@ -1,6 +1,7 @@
 """The C++ operations behind torch tensors: compiled where they run, on torch's own threads."""
 
 import ctypes
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -8,7 +9,9 @@ from typing import Final
 import torch
 
 from common.compiled import load_library
-from services.engine.native.structs import ChunkAttention, DecodeAttention, HeadNorm, Rotation, Step, Write
+from services.engine.native.structs import STRUCTS, ChunkAttention, DecodeAttention, HeadNorm, Rotation, Step, Write
+
+_log = logging.getLogger(__name__)
 
 _HERE: Final = Path(__file__).parent
 
@@ -26,7 +29,8 @@ _TYPES: Final = {torch.float32: 0, torch.bfloat16: 1}
 class Kernels:
     """The library's functions. Tensors are on the CPU, of float32 or bfloat16, contiguous unless said otherwise.
 
-    Nothing is checked on the C++ side, and little here: callers ask `serves` once for what they hold.
+    Nothing is checked on the C++ side, and little here: callers ask `serves` once for what they hold, and only what
+    models make anew for every step is looked at again.
     """
 
     def __init__(self, library: ctypes.CDLL) -> None:
@@ -53,7 +57,13 @@ class Kernels:
         """Compiled into `cache`, unless it is there already; None, with a log line, where that cannot be done."""
         headers = sorted(_HERE.glob("*.h"))
         library = load_library(_HERE / "engine_ops.cpp", headers, cache / "kernels")
-        return None if library is None else cls(library)
+        if library is None:
+            return None
+        if unlike := [struct.__name__ for struct in STRUCTS if _size_in(library, struct) != ctypes.sizeof(struct)]:
+            names = ", ".join(unlike)
+            _log.error("structs.py is not what was compiled in %s: torch computes all. Please report this.", names)
+            return None
+        return cls(library)
 
     @staticmethod
     def serves(dtype: torch.dtype, device: torch.device, *widths: int) -> bool:
@@ -82,7 +92,11 @@ class Kernels:
     def rms_norm(
         self, x: torch.Tensor, added: torch.Tensor | None, weight: torch.Tensor, epsilon: float
     ) -> torch.Tensor:
-        """weight · x / rms(x) for the rows of x [rows, width]; `added` is added to x first, in place."""
+        """weight · x / rms(x) for the rows of x [rows, width]; `added` is added to x first, in place.
+
+        Raises ValueError for a weight of another type or width.
+        """
+        _check("the weight of a norm", weight, x.dtype, x.shape[1:])
         out = torch.empty_like(x)
         self.library.pdmesh_rms_norm(
             x.data_ptr(),
@@ -107,20 +121,23 @@ class Kernels:
     ) -> None:
         """Rotate the first heads of the rows of x, in place, halves against each other; those with a norm, after it.
 
-        `x` is [rows, at least all heads · dim]; `cosines` and `sines` are [rows, dim]. `heads` and `norms`: of the
-        queries, which come first, and of the keys.
+        `x` is [rows, at least all heads, dim]; `cosines` and `sines` are [rows, dim]. `heads` and `norms`: of the
+        queries, which come first, and of the keys.  Raises ValueError for cosines or sines of another type or size.
         """
+        rows, all_heads, dim = x.shape
+        for name, table in (("cosines", cosines), ("sines", sines)):
+            _check(name, table, x.dtype, (rows, dim))
         call = Rotation(
             x=x.data_ptr(),
             cosines=cosines.data_ptr(),
             sines=sines.data_ptr(),
             query_norm=norms[0],
             key_norm=norms[1],
-            rows=x.shape[0],
-            row_stride=x.shape[1],
+            rows=rows,
+            row_stride=all_heads * dim,
             query_heads=heads[0],
             key_heads=heads[1],
-            dim=cosines.shape[1],
+            dim=dim,
             type=_TYPES[x.dtype],
             threads=torch.get_num_threads(),
         )
@@ -142,3 +159,15 @@ class Kernels:
     def step(self, call: Step) -> None:
         """Compute a step of decodes: fill `call.logits`, and the slots of its rows in every layer."""
         self.library.pdmesh_step(ctypes.byref(call))
+
+
+def _size_in(library: ctypes.CDLL, struct: type[ctypes.Structure]) -> int | None:
+    """Bytes of `struct` for the C++ side; None where it does not know it."""
+    function = getattr(library, f"pdmesh_size_of_{struct.__name__}", None)
+    return None if function is None else int(function())
+
+
+def _check(what: str, numbers: torch.Tensor, dtype: torch.dtype, shape: Sequence[int]) -> None:
+    """What lies elsewhere than C++ is told, or is of another type, would be read all the same."""
+    if numbers.dtype != dtype or numbers.shape != shape or not numbers.is_contiguous():
+        raise ValueError(f"{what} must be {list(shape)} of {dtype}, not {list(numbers.shape)} of {numbers.dtype}")

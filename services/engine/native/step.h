@@ -12,9 +12,9 @@
 
 namespace pdmesh {
 
-constexpr int64_t kMostRows = kRowsAtOnce == 1 ? 2 : 32;
+constexpr int64_t kMostRows = 32;
 
-// One decoder layer. Mirrored by step.py, as is `Step`.
+// One decoder layer. Mirrored by structs.py, as is `Step`.
 struct Layer {
   const void *norm_before_attention, *norm_before_mlp;  // [width]
   void *keys, *values;                                  // of this layer, with the strides of `Step`

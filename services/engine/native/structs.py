@@ -1,6 +1,7 @@
 """What the C++ operations are given, field for field as in the headers. Pointers must stay good during a call."""
 
 import ctypes
+from typing import Final
 
 
 def _fields(pointers: str, counts: str, numbers: str = "") -> list[tuple[str, type]]:
@@ -87,3 +88,7 @@ class Step(ctypes.Structure):
             "epsilon",
         ),
     )
+
+
+STRUCTS: Final = (DecodeAttention, ChunkAttention, Write, HeadNorm, Rotation, Matrix, Layer, Step)
+"""All of them: a library whose own are of other sizes is not used. Fields of one size in another order pass."""

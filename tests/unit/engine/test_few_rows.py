@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from transformers.models.olmo import modeling_olmo
 
 from common.kv.layout import KVOrder
 from services.engine.cpu.few_rows import FewRows, model_parts
@@ -146,6 +147,13 @@ def test_a_model_that_computes_something_more_has_none(
     assert model_parts(model) is not None
     assert proved(model, runner.kv, kernels) is None
     assert "do not agree with the model" in caplog.text
+
+
+def test_a_model_that_rotates_in_another_type_has_none(kernels: Kernels, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = runner_of("llama-wide", kernels, torch.bfloat16)._model
+    assert model_parts(model) is not None
+    monkeypatch.setattr(type(model.model.rotary_emb), "forward", modeling_olmo.OlmoRotaryEmbedding.forward)
+    assert model_parts(model) is None
 
 
 def test_positions_beyond_the_first_table(kernels: Kernels) -> None:

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from transformers.models.llama import modeling_llama
+from transformers.models.olmo import modeling_olmo
 
 from common.kv.layout import KVOrder
 from services.engine.cpu.fusing import FusedLayer, fuse_layers
@@ -9,9 +11,10 @@ from services.engine.cpu.prepack import can_pack
 from services.engine.cpu.quicken import quicken
 from services.engine.model.attention import ATTENTION_NAME, register_attention
 from services.engine.model.torch_runner import build_runner
-from services.engine.native.kernels import Kernels
+from services.engine.native.kernels import NO_NORM, Kernels
+from services.engine.native.structs import HeadNorm
 from services.engine.runner import StepItem
-from tests.unit.engine.tiny_models import MODELS, WIDE_MODELS, RecordingSampler, make_model
+from tests.unit.engine.tiny_models import MODELS, WIDE_MODELS, RecordingSampler, make_model, sample_request
 
 LAYERS = 3
 
@@ -33,9 +36,9 @@ def test_layers_of_the_llama_kind_are_fused(kernels: Kernels, name: str) -> None
     assert fuse_layers(model, kernels) == 0
 
 
-@pytest.mark.parametrize("name", ["llama-gqa", "qwen3", "gemma2", "gemma3"])
+@pytest.mark.parametrize("name", ["llama-gqa", "qwen3", "gemma2", "gemma3", "glm4-moe"])
 def test_others_are_not(kernels: Kernels, name: str) -> None:
-    """Heads of 8 elements; norms of queries and keys; norms and activations of another kind."""
+    """Heads of 8 elements; norms of queries and keys; norms and activations of another kind; half of a head rotated."""
     model = model_of(name)
     before = list(model.model.layers)
     assert fuse_layers(model, kernels) == 0
@@ -49,6 +52,68 @@ def test_a_layer_that_computes_something_more_is_not_fused(kernels: Kernels) -> 
     odd.mlp.register_forward_hook(lambda module, inputs, output: output * 1.25)
     assert fuse_layers(model, kernels) == LAYERS - 1
     assert model.model.layers[1] is odd
+
+
+@pytest.fixture
+def rotation_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Llamas rotate as OLMo does: whatever the type of the model, by cosines and sines of float32."""
+    monkeypatch.setattr(modeling_llama, "apply_rotary_pos_emb", modeling_olmo.apply_rotary_pos_emb)
+    monkeypatch.setattr(modeling_llama.LlamaRotaryEmbedding, "forward", modeling_olmo.OlmoRotaryEmbedding.forward)
+
+
+@pytest.mark.usefixtures("rotation_in_float32")
+@pytest.mark.parametrize(("dtype", "fused"), [(torch.float32, LAYERS), (torch.bfloat16, 0)])
+def test_a_rotation_of_another_type_leaves_layers_plain(kernels: Kernels, dtype: torch.dtype, fused: int) -> None:
+    assert fuse_layers(model_of("llama-wide", dtype), kernels) == fused
+
+
+@pytest.mark.usefixtures("rotation_in_float32")
+def test_answers_by_a_rotation_of_another_type(kernels: Kernels) -> None:
+    tokens = tuple(range(3, 20))
+    answers = []
+    for native in (kernels, None):
+        sampler = RecordingSampler()
+        runner = build_runner(
+            make_model(*WIDE_MODELS["llama-wide"]).to(torch.bfloat16),
+            sampler,
+            fingerprint="f",
+            block_size=4,
+            order=KVOrder.NHD,
+            kv_memory_bytes=1 << 20,
+            kernels=native,
+        )
+        for start, stop in ((0, 16), (16, 17)):
+            runner.run([StepItem(tokens[start:stop], start, range(5), sample_request(stop))])
+        answers.append(sampler.logits)
+    actual, expected = answers
+    assert (actual - expected).abs().max() <= 2e-2 * expected.abs().max()
+
+
+class Watched(Kernels):
+    """Knows how often it rotated."""
+
+    rotations = 0
+
+    def rotate(
+        self,
+        x: torch.Tensor,
+        cosines: torch.Tensor,
+        sines: torch.Tensor,
+        heads: tuple[int, int],
+        norms: tuple[HeadNorm, HeadNorm] = (NO_NORM, NO_NORM),
+    ) -> None:
+        self.rotations += 1
+        super().rotate(x, cosines, sines, heads, norms)
+
+
+def test_norms_of_another_type_never_reach_the_kernels(kernels: Kernels) -> None:
+    """Their addresses alone are handed over."""
+    model, watched = model_of("qwen3-wide", torch.bfloat16), Watched(kernels.library)
+    for layer in model.model.layers:
+        norm = layer.self_attn.q_norm.float()
+        norm.register_forward_hook(lambda module, inputs, output: output.to(torch.bfloat16))
+    assert fuse_layers(model, watched) == 0
+    assert watched.rotations == 0
 
 
 def test_quicken_packs_what_it_does_not_fuse(kernels: Kernels) -> None:

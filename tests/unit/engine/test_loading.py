@@ -31,11 +31,11 @@ from common.model_store import (
 from services.engine.loading.__main__ import main
 from services.engine.loading.load import load_model
 from services.engine.loading.prepare import Fetchers, prepare
-from services.engine.loading.progress import RichProgress, SilentProgress
+from services.engine.loading.progress import PreparationProgress, RichProgress
 from services.engine.loading.staging import Workspace, publish
 from services.engine.loading.wheel import gguf_from_wheel
 
-QUIET = SilentProgress()
+QUIET = RichProgress(Console(quiet=True))
 
 
 def write_something(workspace: Workspace) -> None:
@@ -76,14 +76,15 @@ def test_a_failed_attempt_leaves_nothing(tmp_path, fault):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from services.engine.loading.progress import SilentProgress
+from rich.console import Console
+from services.engine.loading.progress import RichProgress
 from services.engine.loading.staging import publish
 
 def write(workspace):
     (workspace.model / "config.json").write_text("{}")
     os.kill(os.getpid(), signal.SIGKILL)
 
-publish(Path(sys.argv[1]), "a test", write, SilentProgress())
+publish(Path(sys.argv[1]), "a test", write, RichProgress(Console(quiet=True)))
 """
 
 
@@ -106,7 +107,7 @@ def test_a_folder_that_is_not_whole_is_replaced(tmp_path):
     assert entries(tmp_path) == {"m"}
 
 
-class WaitSeen(SilentProgress):
+class WaitSeen(PreparationProgress):
     """Tells when somebody waits for the lock."""
 
     def __init__(self) -> None:
@@ -328,7 +329,7 @@ def test_a_model_that_lacks_weights_is_refused(tiny_folder, tmp_path):
         load_model(tmp_path, "float32", "cpu", "sdpa")
 
 
-@pytest.mark.parametrize("damage", ["config", "weights", "shape"])
+@pytest.mark.parametrize("damage", ["config", "weights", "header", "end", "shape"])
 def test_a_folder_that_is_no_model_is_refused(tiny_folder, tmp_path, damage):
     for path in tiny_folder.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
@@ -337,6 +338,10 @@ def test_a_folder_that_is_no_model_is_refused(tiny_folder, tmp_path, damage):
             (tmp_path / "config.json").unlink()
         case "weights":
             (tmp_path / "model.safetensors").unlink()
+        case "header":
+            os.truncate(tmp_path / "model.safetensors", 100)
+        case "end":
+            os.truncate(tmp_path / "model.safetensors", (tmp_path / "model.safetensors").stat().st_size - 100)
         case "shape":
             LlamaConfig.from_pretrained(tiny_folder, intermediate_size=65).save_pretrained(tmp_path)
     with pytest.raises(ModelError, match=r"cannot be loaded|lacks"):

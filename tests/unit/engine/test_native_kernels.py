@@ -1,5 +1,6 @@
 """The C++ operations do what the models' own torch code does."""
 
+import ctypes
 import logging
 from pathlib import Path
 
@@ -7,9 +8,12 @@ import pytest
 import torch
 from torch.nn.functional import silu
 
+from common.compiled import user_cache
 from common.kv.intervals import Interval
 from common.kv.layout import KVDType, KVLayout, KVOrder
 from services.engine.kv.paged_kv import PagedKV
+from services.engine.native import kernels as module
+from services.engine.native import structs
 from services.engine.native.kernels import ATTENTION_DIMS, Kernels
 from services.engine.native.self_check import attention_agrees, trusted
 from services.engine.native.structs import DecodeAttention, HeadNorm
@@ -54,16 +58,16 @@ def test_rotate(kernels: Kernels, dtype: torch.dtype, rows: int) -> None:
     halves = torch.cat((-x[..., dim // 2 :], x[..., : dim // 2]), -1)
     expected = x * cosines[:, None] + halves * sines[:, None]
     expected[:, heads:] = x[:, heads:]
-    actual = x.clone().view(rows, -1)
+    actual = x.clone()
     kernels.rotate(actual, cosines, sines, (queries, keys))
-    assert_same(actual.view_as(x), expected)
+    assert_same(actual, expected)
     # With norms: as if the heads had been normalised before.
     weights, actual = random(2, dim, dtype=dtype), x.clone()
     norms = [HeadNorm(weight=weight.data_ptr(), epsilon=1e-5) for weight in weights]
-    kernels.rotate(actual.view(rows, -1), cosines, sines, (queries, keys), (norms[0], norms[1]))
+    kernels.rotate(actual, cosines, sines, (queries, keys), (norms[0], norms[1]))
     for part, weight in ((slice(queries), weights[0]), (slice(queries, heads), weights[1])):
         x[:, part] = kernels.rms_norm(x[:, part].reshape(-1, dim).contiguous(), None, weight, 1e-5).view(rows, -1, dim)
-    kernels.rotate(x.view(rows, -1), cosines, sines, (queries, keys))
+    kernels.rotate(x, cosines, sines, (queries, keys))
     assert_same(actual, x)
 
 
@@ -77,6 +81,23 @@ def test_silu_and_multiply(kernels: Kernels, dtype: torch.dtype, rows: int) -> N
     torch.testing.assert_close(
         kernels.silu_and_multiply(x), expected, atol=1e-6, rtol=2e-6 if x.dtype is torch.float32 else 8e-3
     )
+
+
+@pytest.mark.parametrize(
+    "odd", [torch.zeros(3, 64), torch.zeros(3, 32, dtype=torch.bfloat16), torch.zeros(64, 3, dtype=torch.bfloat16).T]
+)
+def test_a_rotation_of_another_type_or_size_is_refused(kernels: Kernels, odd: torch.Tensor) -> None:
+    """C++ would read it as what it is told, to the end of it and beyond."""
+    x, good = random(3, 4, 64, dtype=torch.bfloat16), torch.zeros(3, 64, dtype=torch.bfloat16)
+    for rotation in ((odd, good), (good, odd)):
+        with pytest.raises(ValueError, match=r"sines must be \[3, 64\] of torch.bfloat16"):
+            kernels.rotate(x, *rotation, (2, 1))
+
+
+@pytest.mark.parametrize("odd", [torch.ones(32), torch.ones(16, dtype=torch.bfloat16)])
+def test_a_norm_of_another_type_or_size_is_refused(kernels: Kernels, odd: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match=r"norm must be \[32\] of torch.bfloat16"):
+        kernels.rms_norm(random(3, 32, dtype=torch.bfloat16), None, odd, 1e-5)
 
 
 def test_not_a_number_stays_one(kernels: Kernels) -> None:
@@ -145,3 +166,36 @@ def test_no_place_to_compile_is_one_line_in_the_log(tmp_path: Path, caplog: pyte
     with caplog.at_level(logging.WARNING):
         assert Kernels.compiled(file) is None
     assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+
+def test_no_place_to_keep_them_is_one_line_in_the_log(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("PDMESH_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    assert user_cache() is None
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+
+def test_every_struct_has_its_size_compared() -> None:
+    own = {kind for kind in vars(structs).values() if isinstance(kind, type) and issubclass(kind, ctypes.Structure)}
+    assert own == set(structs.STRUCTS)
+
+
+def other(name: str, base: type[ctypes.Structure]) -> type[ctypes.Structure]:
+    return type(name, (base,), {"_fields_": [("more", ctypes.c_int64)]})
+
+
+@pytest.mark.parametrize("struct", [other("Step", structs.Step), other("Novel", ctypes.Structure)])
+def test_a_library_with_structs_of_another_size_is_refused(
+    kernels: Kernels,
+    struct: type[ctypes.Structure],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(module, "load_library", lambda *_: kernels.library)
+    assert Kernels.compiled(tmp_path) is not None
+    monkeypatch.setattr(module, "STRUCTS", (*structs.STRUCTS, struct))
+    assert Kernels.compiled(tmp_path) is None
+    assert f"not what was compiled in {struct.__name__}:" in caplog.text

@@ -23,7 +23,7 @@ def assert_close(actual: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(actual, expected, atol=1e-4, rtol=0)
 
 
-BY_KERNELS = ("qwen3", "gemma2", "gemma3", *WIDE_MODELS)
+BY_KERNELS = ("qwen3", "gemma2", "gemma3", "glm4-moe", *WIDE_MODELS)
 """Computed a second time with the C++ kernels, as far as they serve them."""
 
 

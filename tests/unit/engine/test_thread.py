@@ -115,10 +115,15 @@ async def test_an_event_that_cannot_be_handled_ends_the_process() -> None:
             await asyncio.wait_for(bench.engine.failed, 10)
 
 
-async def test_a_core_that_breaks_says_so_to_all_who_wait() -> None:
+class Panic(BaseException):
+    """As PyO3 raises it when a library in Rust panics."""
+
+
+@pytest.mark.parametrize("fault", [RuntimeError, Panic, SystemExit, StopIteration])
+async def test_a_core_that_breaks_says_so_to_all_who_wait(fault: type[BaseException]) -> None:
     class Torn(DeterministicRunner):
         def copy_block(self, source: int, target: int) -> None:
-            raise RuntimeError("a fault between two steps")
+            raise fault("a fault between two steps")
 
     async with running(lambda: Torn(deterministic_layout(block_size=4), 16)) as bench:
         choices = DecodeJob(RequestId("r"), (1, 2), 0, SamplingParams(), 4, choices=2)
@@ -136,6 +141,23 @@ async def test_what_loading_raises_comes_out_of_start() -> None:
     bench = Bench(build)
     with pytest.raises(ModelError, match="no such model"):
         await bench.engine.start()
+    await bench.engine.stop()
+
+
+async def test_a_panic_while_loading_comes_out_of_start() -> None:
+    def build() -> Runner:
+        raise Panic("in a library that reads weights")
+
+    bench = Bench(build)
+    with pytest.raises(RuntimeError, match="in a library that reads weights"):
+        await asyncio.wait_for(bench.engine.start(), 10)
+    await bench.engine.stop()
+
+
+async def test_a_core_that_cannot_be_made_comes_out_of_start() -> None:
+    bench = Bench(lambda: object())  # type: ignore[arg-type,return-value]
+    with pytest.raises(AttributeError, match="num_blocks"):
+        await asyncio.wait_for(bench.engine.start(), 10)
     await bench.engine.stop()
 
 

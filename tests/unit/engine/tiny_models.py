@@ -79,6 +79,16 @@ MODELS: dict[str, tuple[str, dict[str, object]]] = {
             "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
         },
     ),
+    # Layers of the Llama kind but for one thing: half of each head is rotated.
+    "glm4-moe": (
+        "Glm4Moe",
+        {
+            "head_dim": 64,
+            "first_k_dense_replace": 3,
+            "use_qk_norm": True,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5},
+        },
+    ),
 }
 
 
