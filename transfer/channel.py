@@ -1,6 +1,7 @@
 """A link that speaks messages: decodes them, keeps alive, and notices a peer that is gone, silent or senseless."""
 
 import asyncio
+import logging
 from typing import Generic, TypeVar
 
 from common.errors import MalformedMessage
@@ -10,6 +11,8 @@ from transfer.backends.base import Link
 from transfer.errors import Corrupt, TimedOut, TransferError
 from transfer.protocol.messages import Alive
 from transfer.waiting import settle
+
+_log = logging.getLogger(__name__)
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -94,6 +97,10 @@ class Channel(Generic[In, Out]):
             await self._inbox.put(error)
         except MalformedMessage as error:
             await self._inbox.put(Corrupt(str(error)))
+        except Exception as error:
+            # A fault of ours that a peer has found. Whoever waits for the next message must hear of it all the same.
+            _log.exception("what a peer sent could not be read")
+            await self._inbox.put(Corrupt(f"what came could not be read: {error!r}"))
 
     async def _pulse(self) -> None:
         try:

@@ -4,6 +4,9 @@ from enum import StrEnum
 
 from common.errors import PdmeshError
 
+_MOST_CHARACTERS = 2000
+_MOST_OF_A_VALUE = 400
+
 
 class RefusalReason(StrEnum):
     """Why P does not serve a taker."""
@@ -19,8 +22,22 @@ class RefusalReason(StrEnum):
     LIMITS = "limits"
 
 
+def shortened(words: str) -> str:
+    """What may hold a peer's own words, which are as long as it likes, cut to what fits a log and an answer."""
+    return words if len(words) <= _MOST_CHARACTERS else f"{words[:_MOST_CHARACTERS]}… ({len(words)} characters)"
+
+
+def brief(value: object) -> str:
+    """The repr of one of a peer's values; cut, so that what is said after it is still read."""
+    text = repr(value)
+    return text if len(text) <= _MOST_OF_A_VALUE else f"{text[:_MOST_OF_A_VALUE]}…"
+
+
 class TransferError(PdmeshError):
-    """Base of every way in which a hand-off fails."""
+    """Base of every way in which a hand-off fails. The message is shortened: much of it may be a peer's."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(shortened(message))
 
 
 class Refused(TransferError):
@@ -39,7 +56,7 @@ class LayoutMismatch(TransferError):
     """No plan leads from one layout to the other; names the field, both values, and what would work."""
 
     def __init__(self, field: str, source: object, target: object, remedy: str) -> None:
-        super().__init__(f"{field!r} is {source!r} at the source and {target!r} at the sink; {remedy}")
+        super().__init__(f"{field!r} is {brief(source)} at the source and {brief(target)} at the sink; {remedy}")
         self.field = field
 
 

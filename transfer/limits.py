@@ -30,8 +30,6 @@ class TransferLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     """A peer from which nothing at all has come for so long ends the hand-off."""
     checksum: bool = True
     """At a sink: ask for an xxh3 checksum of every segment. Control messages always carry one."""
-    workers: _Positive = 1
-    """Threads that pack and unpack, each a segment of its own."""
     kernel_threads: _Positive = 1
     """Threads that share the work of one segment, on a CPU."""
 

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 
 import numpy as np
 import torch
@@ -31,7 +32,19 @@ class HostPinning:
         if device.type != "cuda":
             return None
         runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
-        return cls(runtime.cudaHostRegister, runtime.cudaHostUnregister)
+
+        def register(address: int, num_bytes: int, flags: int) -> object:
+            with torch.cuda.device(device):
+                answer = runtime.cudaHostRegister(address, num_bytes, flags)
+                if int(answer) != 0:
+                    _forget_error(device)
+                return answer
+
+        def unregister(address: int) -> object:
+            with torch.cuda.device(device):
+                return runtime.cudaHostUnregister(address)
+
+        return cls(register, unregister)
 
     def pin(self, buffer: Buffer) -> None:
         """Before its first use."""
@@ -48,6 +61,12 @@ class HostPinning:
         if address in self._pinned:
             self._pinned.remove(address)
             self._unregister(address)
+
+
+def _forget_error(device: torch.device) -> None:
+    """The error of a call stays with its thread, and would be raised by the next kernel that anybody launches there."""
+    with suppress(RuntimeError):
+        torch.zeros(1, device=device)
 
 
 def _address(buffer: Buffer) -> int:

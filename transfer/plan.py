@@ -6,7 +6,7 @@ tokens.  Block size, memory order, packing and element type need no factor: they
 its own memory.  On the wire a segment holds its layers in order; for each its parts, as `WireFormat` says.
 """
 
-from functools import cached_property, lru_cache
+from functools import cached_property
 
 import msgspec
 
@@ -81,9 +81,8 @@ class CopyPlan(msgspec.Struct, frozen=True, dict=True):
         return num_tokens * len(self.layers) * self.token_bytes_per_layer
 
 
-@lru_cache(maxsize=1024)
 def plan_copy(source: KVLayout, target: KVLayout, region: Region | None = None) -> CopyPlan:
-    """The plan that fills `region` of `target` (None: all of it) from `source`; made once for each pair.
+    """The plan that fills `region` of `target` (None: all of it) from `source`.
 
     Raises LayoutMismatch, which names the first field that cannot be translated, both values, and what would work.
     """

@@ -46,10 +46,6 @@ class RankPlan(msgspec.Struct, frozen=True):
             if overlap or sum(region.area for region in regions) != whole.area:
                 raise ValueError(f"rank {rank} of the target holds {whole!r}, which {regions!r} do not cover exactly")
 
-    def of_target(self, rank: int) -> tuple[Share, ...]:
-        """The shares that fill one rank of the target."""
-        return tuple(share for share in self.shares if share.target_rank == rank)
-
 
 def plan_ranks(sources: Sequence[KVLayout], targets: Sequence[KVLayout]) -> RankPlan:
     """The shares that fill all `targets` from `sources`; both sides derive the same ones.

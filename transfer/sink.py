@@ -21,12 +21,14 @@ from transfer.errors import (
     TimedOut,
     TransferError,
     Unreachable,
+    brief,
+    shortened,
 )
 from transfer.limits import TransferHoldings, TransferLimits
 from transfer.memory import PagedMemory
 from transfer.paths import Path, fastest_first, paths_to
 from transfer.plan import Region, region_of
-from transfer.probe import Acquaintance, LinkFigures, measure
+from transfer.probe import MEASURE_S, Acquaintance, LinkFigures, measure
 from transfer.protocol.messages import Abort, Alive, AllLanded, ToSink, ToSource, sink_codec, source_codec
 from transfer.sink_session import Landed, TakeRequest, TakingSession
 from transfer.waiting import Wakeup, race
@@ -35,8 +37,6 @@ from transfer.workshop import Tally, Workshop
 _log = logging.getLogger(__name__)
 
 _MAX_FIGURES = 256
-_MEASURE_S = 30.0
-"""Longest self-test of one path: a peer may be alive and still never send what was asked for."""
 
 
 class KVSink:
@@ -195,7 +195,7 @@ class KVSink:
                 last = None
                 raise
             except Exception as error:
-                last = Abort(f"{type(error).__name__}: {error}")
+                last = Abort(shortened(f"{type(error).__name__}: {error}"))
                 raise
             finally:
                 await self._retire(channel, last)
@@ -231,10 +231,10 @@ class KVSink:
 
     async def _measured(self, path: Path) -> LinkFigures:
         try:
-            async with asyncio.timeout(_MEASURE_S):
+            async with asyncio.timeout(MEASURE_S):
                 return await race(self._workshop.tasks, "measure", partial(self._measure, path), self._until_closed)
         except TimeoutError:
-            raise TimedOut(f"it took longer than {_MEASURE_S} s") from None
+            raise TimedOut(f"it took longer than {MEASURE_S} s") from None
 
     async def _until_closed(self) -> LinkFigures:
         while not self._is_closed:
@@ -284,6 +284,9 @@ class KVSink:
                 link = await backend.connect(endpoint)
         except PeerLost as error:
             raise Unreachable(str(error)) from error
+        except (ValueError, OverflowError) as error:
+            # What another source calls its endpoint; the next one may be in order.
+            raise Unreachable(f"{brief(endpoint)} cannot be connected to: {error}") from error
         except TimeoutError:
             raise Unreachable(f"{endpoint!r} did not answer within {self._limits.progress_timeout_s} s") from None
         self._workshop.links.add(link)

@@ -109,12 +109,12 @@ class TakingSession:
     async def _unpack(self) -> None:
         segment = await self._written.get()
         workshop = self._workshop
-        binding = await workshop.workers.run(
+        binding = await workshop.worker.run(
             partial(Binding, self._taking.plan, workshop.memory, self._request.blocks, workshop.kernel)
         )
         while True:
             zone = self._zones[segment.zone].view
-            await workshop.workers.run(partial(_unpack_segment, binding, segment, zone, self._tally))
+            await workshop.worker.run(partial(_unpack_segment, binding, segment, zone, self._tally))
             self._taking.unpacked(segment)
             self._tally.payload_bytes += segment.length
             if self._taking.is_complete:

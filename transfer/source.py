@@ -10,13 +10,24 @@ from common.clock import Clock
 from common.ids import Generation, TransferId
 from common.kv.ownership import Acknowledged, Ended, TakerAccepted, TakerFailed, Withdrawn
 from common.kv.ticket import Ticket
+from common.logs import LimitedLog
 from transfer.backends.base import Backend, Link, Listener
 from transfer.channel import Channel
-from transfer.errors import Aborted, Corrupt, PeerLost, RefusalReason, Refused, Stopped, TimedOut, TransferError
+from transfer.errors import (
+    Aborted,
+    Corrupt,
+    PeerLost,
+    RefusalReason,
+    Refused,
+    Stopped,
+    TimedOut,
+    TransferError,
+    brief,
+)
 from transfer.limits import TransferHoldings, TransferLimits
 from transfer.memory import PagedMemory
 from transfer.offer import Offer
-from transfer.probe import serve_probe
+from transfer.probe import ProbeServer
 from transfer.protocol.admission import OfferView, Park, SourceView, judge
 from transfer.protocol.messages import (
     Abort,
@@ -59,6 +70,7 @@ class KVSource:
         self._clock = clock
         self._backends = tuple(backends)
         self._workshop = Workshop("kv-source", memory, limits, clock, backends)
+        self._probes = ProbeServer(backends, limits.segment_bytes, self._workshop.tasks)
         self._capabilities = capabilities_of(memory.layout, limits)
         self._listeners: list[Listener] = []
         self._offers: dict[TransferId, Offer] = {}
@@ -67,6 +79,8 @@ class KVSource:
         self._is_closed = False
         self._offered = Wakeup()
         self._tallies = {backend.scheme: Tally() for backend in backends}
+        # One for each: a flood of one kind must not hide another.
+        self._crowds, self._refusals, self._breaks = (LimitedLog(_log, clock) for _ in range(3))
         self.takers_refused = 0
         self.connections_broken = 0
         """Connections that ended by damage, loss or silence of the peer."""
@@ -124,6 +138,7 @@ class KVSource:
         for offer in list(self._offers.values()):
             offer.withdraw("the source is closing")
         await self._workshop.close()
+        self._probes.close()
 
     def _check_fresh(self, ticket: Ticket) -> None:
         if self._is_closed:
@@ -155,7 +170,7 @@ class KVSource:
         self._workshop.tasks.start(self._serve(scheme, link) if has_room else self._turn_away(link), "taker")
 
     async def _turn_away(self, link: Link) -> None:
-        _log.warning("a connection was closed: %d are open, the limit", self._limits.max_connections)
+        self._crowds.warning("a connection was closed: %d are open, the limit", self._limits.max_connections)
         self.takers_refused += 1
         await self._drop(link)
 
@@ -187,10 +202,7 @@ class KVSource:
         try:
             request = await self._opening(channel)
             if isinstance(request, Probe):
-                workshop = self._workshop
-                await serve_probe(
-                    channel, request, workshop.staging[scheme], self._limits.segment_bytes, workshop.tasks
-                )
+                await self._probes.serve(scheme, channel, request)
                 return None
             admitted = await self._admit(channel, request)
         except TransferError as error:
@@ -198,7 +210,7 @@ class KVSource:
         match admitted:
             case Refusal():
                 self.takers_refused += 1
-                _log.warning("a taker of %s is refused: %s", request.ticket.transfer, admitted.message)
+                self._refusals.warning("a taker of %s is refused: %s", brief(request.ticket.transfer), admitted.message)
                 return admitted
             case (Agreement() as agreement, Offer() as offer):
                 return await self._give(scheme, channel, request, agreement, offer)
@@ -210,7 +222,7 @@ class KVSource:
         except TimeoutError:
             raise TimedOut(f"no Open came within {self._limits.progress_timeout_s} s of connecting") from None
         if not isinstance(request, Open | Probe):
-            raise Corrupt(f"a connection begins with Open or Probe, not with {request!r}")
+            raise Corrupt(f"a connection begins with Open or Probe, not with {brief(request)}")
         return request
 
     async def _give(
@@ -236,7 +248,7 @@ class KVSource:
     def _broken(self, error: TransferError) -> Abort | None:
         """Count and log; what to tell the peer, unless it is gone or waits for nothing but the close."""
         self.connections_broken += 1
-        _log.warning("a hand-off ended: %s: %s", type(error).__name__, error)
+        self._breaks.warning("a hand-off ended: %s: %s", type(error).__name__, error)
         return None if isinstance(error, Aborted | PeerLost) else Abort(str(error))
 
     # ------------------------------------------------------------ admission
@@ -283,4 +295,4 @@ class KVSource:
 
 
 async def _until_lost(channel: _Channel) -> None:
-    raise Corrupt(f"a parked taker has nothing to say but Alive; it said {await channel.next()!r}")
+    raise Corrupt(f"a parked taker has nothing to say but Alive; it said {brief(await channel.next())}")

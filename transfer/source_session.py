@@ -92,7 +92,7 @@ class GivingSession:
 
     async def _pack(self) -> None:
         workshop, offer = self._workshop, self._offer
-        binding = await workshop.workers.run(
+        binding = await workshop.worker.run(
             partial(Binding, self._agreement.plan, workshop.memory, offer.blocks, workshop.kernel)
         )
         while True:
@@ -101,7 +101,7 @@ class GivingSession:
             data = self._data(place, segment)
             offer.apply(ReadBegan())
             try:
-                packed = await workshop.workers.run(
+                packed = await workshop.worker.run(
                     partial(_pack_segment, binding, segment, data, self._tally, checksum=self._request.checksum)
                 )
             finally:

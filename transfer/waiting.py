@@ -84,14 +84,14 @@ async def _caught(work: Callable[[], Coroutine[Any, Any, T]]) -> T | TransferErr
         return error
 
 
-class Workers:
-    """A few threads for copies. Work that has begun cannot be stopped, so `run` never leaves before it has ended."""
+class Worker:
+    """A thread for copies. Work that has begun cannot be stopped, so `run` never leaves before it has ended."""
 
-    def __init__(self, threads: int, name: str) -> None:
-        self._executor = ThreadPoolExecutor(threads, thread_name_prefix=name)
+    def __init__(self, name: str) -> None:
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix=name)
 
     async def run(self, work: Callable[[], T]) -> T:
-        """The result of `work()` in a thread. Cancelled, it drops work that has not begun and waits for what has."""
+        """The result of `work()` in the thread. Cancelled, it drops work that has not begun and waits for what has."""
         job: Future[T] = self._executor.submit(work)
         future = asyncio.wrap_future(job)
         try:
@@ -108,5 +108,5 @@ class Workers:
             raise
 
     def close(self) -> None:
-        """End the threads; call it when nothing runs any more."""
+        """End the thread; call it when nothing runs any more."""
         self._executor.shutdown(wait=True)

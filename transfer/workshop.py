@@ -13,9 +13,10 @@ from transfer.backends.base import Backend, Link
 from transfer.kernels.registry import kernel_for
 from transfer.limits import TransferHoldings, TransferLimits
 from transfer.memory import PagedMemory
+from transfer.pinning import HostPinning
 from transfer.protocol.messages import SPOKEN, Capabilities
 from transfer.staging import StagingPool
-from transfer.waiting import Workers
+from transfer.waiting import Worker
 
 _log = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ class Tally:
 
 
 class Workshop:
-    """Memory, threads, staging buffers, tasks and open links. Owned by one KVSource or KVSink."""
+    """Memory, a thread, staging buffers, tasks and open links. Owned by one KVSource or KVSink."""
 
     def __init__(
         self, name: str, memory: PagedMemory, limits: TransferLimits, clock: Clock, backends: Sequence[Backend]
@@ -39,12 +40,14 @@ class Workshop:
         self.memory = memory
         self.limits = limits
         self.clock = clock
-        self.workers = Workers(limits.workers, name)
+        self.worker = Worker(name)
         device = torch.device(memory.layout.device)
         self.kernel = kernel_for(device, limits.kernel_threads)
         _log.info("%s packs with the %s kernel", name, self.kernel.name)
+        pinning = HostPinning.for_device(device)
         self.staging = {
-            backend.scheme: StagingPool(backend, limits.segment_bytes, limits.max_staging_bytes) for backend in backends
+            backend.scheme: StagingPool(backend, limits.segment_bytes, limits.max_staging_bytes, pinning)
+            for backend in backends
         }
         self.tasks = TaskScope(name)
         self.links: set[Link] = set()
@@ -61,11 +64,11 @@ class Workshop:
         )
 
     async def close(self) -> None:
-        """End every task, link and thread."""
+        """End every task and link, and the thread."""
         await self.tasks.close()
         while self.links:
             await self.links.pop().close()
-        self.workers.close()
+        self.worker.close()
         for pool in self.staging.values():
             pool.close()
 

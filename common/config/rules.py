@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
+from ipaddress import IPv6Address, ip_address
 
 from common.config.addresses import check_collector, is_loopback, parse_control, parse_http
 from common.config.sizes import parse_size
@@ -84,6 +85,12 @@ def _of_transfer(transfer: TransferConfig) -> Iterator[str]:
     if not host.strip() or "/" in host or re.fullmatch(r"[^:]*:\d*", host):
         yield f"transfer.host is {host!r}: give a host or an address alone, without scheme or port, such as '127.0.0.1'"
         return
+    if _is_wildcard(host):
+        yield (
+            f"transfer.host is {host!r}, which decode instances are told as it stands and cannot connect to: write the "
+            "address or the name by which other machines reach this one, such as '10.0.0.7', or '127.0.0.1' where "
+            "everything runs on this one"
+        )
     backends = transfer.backends
     if not backends or len(set(backends)) < len(backends):
         yield f"transfer.backends is {list(backends)!r}: name each backend once, and at least one, such as [tcp]"
@@ -92,6 +99,17 @@ def _of_transfer(transfer: TransferConfig) -> Iterator[str]:
             f"transfer.host is {host!r}, which other machines may reach, and tcp without TLS lets anybody in: give "
             "transfer.tls certificates, or set transfer.trusted_network: true if nobody else is on that network"
         )
+
+
+def _is_wildcard(host: str) -> bool:
+    """Whether it stands for every address of a machine, in whatever spelling."""
+    bare = host.strip().strip("[]")
+    try:
+        address = ip_address(bare)
+    except ValueError:
+        return bare in ("*", "0")
+    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+    return (mapped or address).is_unspecified
 
 
 def _of_instance(path: str, instance: InstanceConfig) -> Iterator[str]:

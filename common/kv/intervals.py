@@ -1,16 +1,21 @@
 """Half-open intervals of layers, heads and tokens."""
 
+from typing import Final
+
 import msgspec
+
+LARGEST: Final = 1 << 40
+"""No layer, head or token has such a number. `len` fails beyond a machine word, and intervals come from peers."""
 
 
 class Interval(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
-    """The integers in [start, stop); empty when start == stop."""
+    """The integers in [start, stop), below `LARGEST`; empty when start == stop."""
 
     start: int
     stop: int
 
     def __post_init__(self) -> None:
-        if not 0 <= self.start <= self.stop:
+        if not 0 <= self.start <= self.stop <= LARGEST:
             raise ValueError(f"not an interval: [{self.start}, {self.stop})")
 
     def __len__(self) -> int:

@@ -1,10 +1,14 @@
 """How one rank lays out its part of a model's KV cache: a frozen value without addresses."""
 
 from enum import StrEnum
+from typing import Annotated
 
 import msgspec
 
 from common.kv.intervals import Interval
+
+_Size = Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]
+"""Peers say it, and it is divided by."""
 
 
 class KVDType(StrEnum):
@@ -73,11 +77,11 @@ class KVLayout(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     model: str
     """Fingerprint of the model (configuration and weights), equal on every rank that serves it."""
     dtype: KVDType
-    block_size: int
+    block_size: _Size
     order: KVOrder
     layers: Interval
     heads: Interval
-    head_dim: int
+    head_dim: _Size
     device: str = "cpu"
     packed: bool = False
     kind: KVKind = KVKind.HEADS
@@ -86,7 +90,10 @@ class KVLayout(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         if self.kind is KVKind.LATENT and (self.heads != Interval(0, 1) or self.packed):
-            raise ValueError(f"a latent cache has the one head [0, 1) and nothing to pack, not {self!r}")
+            raise ValueError(
+                f"a latent cache has the one head [0, 1) and nothing to pack, "
+                f"not {self.heads!r} and packed {self.packed!r}"
+            )
         if self.scales is not None and len(self.scales) != 4 * len(self.layers) * self.parts * len(self.heads):
             raise ValueError(
                 f"{len(self.scales)} bytes of scales; float32 for {len(self.layers)} layers, {self.parts} parts and "

@@ -40,5 +40,7 @@ class Codec(Generic[M]):
             if frame.version != self._version:
                 raise MalformedMessage(f"wire version {frame.version}; this side speaks {self._version}")
             return self._body_decoder.decode(frame.body)
-        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        except MalformedMessage:
+            raise
+        except Exception as error:  # also what the __post_init__ of a message raises, whatever that is
             raise MalformedMessage(f"not a message: {error}") from error

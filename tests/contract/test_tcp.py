@@ -153,7 +153,7 @@ async def test_messages_arrive_however_the_stream_is_cut() -> None:
     await listener.close()
 
 
-@pytest.mark.parametrize("endpoint", ["tcp://", "tcp://host", "udp://127.0.0.1:1", "127.0.0.1:1"])
+@pytest.mark.parametrize("endpoint", ["tcp://", "tcp://host", "tcp://h:65536", "udp://127.0.0.1:1", "127.0.0.1:1"])
 async def test_not_an_endpoint(endpoint: str) -> None:
     with pytest.raises(ValueError, match="not a tcp endpoint"):
         await TcpBackend().connect(endpoint)

@@ -1,14 +1,31 @@
 """Data connections: bytes land before the message that follows them, and whatever becomes of one of them ends well."""
 
 import asyncio
+import logging
 import os
+import socket
+import threading
+from itertools import count
 
 import pytest
 
-from common.kv.ownership import TakerFailed
-from tests.contract.tcp_wire import ALWAYS, Pair, Tamper, lane_threads, pair, relayed, until_striped
+from common.kv.ownership import Acknowledged, TakerFailed
+from tests.contract.tcp_wire import (
+    ALWAYS,
+    Pair,
+    Tamper,
+    address_of,
+    hang_up,
+    is_turned_away,
+    lane_threads,
+    pair,
+    relayed,
+    until_striped,
+)
 from transfer.backends.tcp import Striping, TcpBackend
+from transfer.backends.tcp.lanes import THREAD_NAME, SendingLane, end_all
 from transfer.backends.tcp.link import MAX_LANES
+from transfer.backends.tcp.stream import Pipe
 from transfer.errors import Corrupt, PeerLost, TimedOut, TransferError
 from transfer.frames import encode_join, encode_message, encode_segment_header
 from transfer.testing import eventually, make_ready, mesh
@@ -212,6 +229,112 @@ async def test_no_thread_and_no_connection_is_left_after_many_hand_offs() -> Non
             await offer.ended()
         await made.idle()
         assert lane_threads() == 0
+
+
+# ------------------------------------------------------------ a machine that has no more threads
+
+
+def few_threads(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    """Data connections get no more than so many."""
+    start, begun = threading.Thread.start, count()
+
+    def started(thread: threading.Thread) -> None:
+        if thread.name == THREAD_NAME and next(begun) >= most:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", started)
+
+
+async def show_token(made: Pair, token: bytes, index: int, of: int) -> asyncio.StreamWriter:
+    """As a data connection does."""
+    _, writer = await asyncio.open_connection(*address_of(made.endpoint))
+    writer.write(encode_join(token, index, of))
+    return writer
+
+
+@pytest.mark.parametrize("most", [0, 1])
+async def test_a_source_without_threads_stays_on_one_connection(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    """None of the data connections is left, and nothing waits for a thread that never was."""
+    async with pair(TcpBackend(striping=Striping(connections=0, segment_bytes=1, handoff_bytes=0))) as made:
+        few_threads(monkeypatch, most)
+        token = made.source._token = made.source._invitations.issue(made.source._join)
+        writers = [await show_token(made, token, 0, 2)]
+        await eventually(lambda: bool(made.source._joined))
+        assert await is_turned_away(encode_join(token, 1, 2), made.endpoint)
+        assert made.source._lanes == []
+        assert not made.source._joined
+        assert lane_threads() == 0
+        await made.pass_on(0, os.urandom(10_000))
+        for writer in writers:
+            await hang_up(writer)
+
+
+@pytest.mark.parametrize("most", range(5))
+async def test_a_hand_off_without_threads_ends(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, most: int
+) -> None:
+    """Well or typed, at once, on both sides; then others go on."""
+    async with mesh(TcpBackend(striping=ALWAYS)) as made:
+        few_threads(monkeypatch, most)
+        offer, take = made.offer(), made.take()
+        async with asyncio.timeout(10):
+            try:
+                await take
+                made.assert_arrived()
+            except TransferError:
+                pass
+            assert isinstance(await offer.ended(), Acknowledged | TakerFailed)
+            await made.idle()
+        assert lane_threads() == 0
+        assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
+        monkeypatch.undo()
+        await made.assert_works()
+
+
+async def test_lanes_that_never_began_can_be_ended() -> None:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        async with asyncio.timeout(5):
+            lane = SendingLane(Pipe(ours, None))
+            await end_all([lane])
+            await end_all([lane])
+        assert lane.left.done()
+        assert ours.fileno() == -1
+
+
+# A thread that fails by a fault of ours says so, and pytest reports it.
+FAILING_THREAD = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+
+
+@FAILING_THREAD
+async def test_a_sending_thread_that_fails_is_reported() -> None:
+    async with pair() as made:
+        await made.join()
+
+        def fail(_data: object) -> None:
+            raise MemoryError
+
+        made.source._lanes[1]._pipe.send = fail  # type: ignore[method-assign]
+        async with asyncio.timeout(5):
+            with pytest.raises(PeerLost, match="thread of a data connection failed"):
+                await made.source.write(0, memoryview(bytes(1000)))
+
+
+@FAILING_THREAD
+async def test_a_receiving_thread_that_fails_is_reported() -> None:
+    async with pair() as made:
+        await made.join()
+
+        def fail(_header: object) -> None:
+            raise MemoryError
+
+        made.sink._zones.lent = fail  # type: ignore[assignment, method-assign]
+        await say_raw(made, 1, encode_segment_header(0, 4) + b"abcd")
+        await made.source._stream.send(encode_message(b"landed", mark=made.source._striped + 1))
+        async with asyncio.timeout(5):
+            with pytest.raises(PeerLost, match="thread of a data connection failed"):
+                await made.sink.receive()
 
 
 # ------------------------------------------------------------ a wire that fails

@@ -75,6 +75,23 @@ async def test_a_token_joins_once() -> None:
         await hang_up(second)
 
 
+async def test_the_first_of_a_tokens_connections_says_how_many_there_are(caplog: pytest.LogCaptureFixture) -> None:
+    """Another number is turned away; those of the first may go on, and are closed with the link."""
+    async with pair() as made:
+        token = made.source._token = made.source._invitations.issue(made.source._join)
+        reader, first = await asyncio.open_connection(*address_of(made.endpoint))
+        first.write(encode_join(token, 2, 3))
+        await eventually(lambda: bool(made.source._joined))
+        for index, of in ((0, 2), (1, 16)):
+            assert await is_turned_away(encode_join(token, index, of), made.endpoint)
+        assert set(made.source._joined) == {2}
+        assert "the first was one of 3" in caplog.text
+        assert "failed" not in caplog.text
+        await made.source.close()
+        assert await reader.read() == b""
+        await hang_up(first)
+
+
 # ------------------------------------------------------------ floods
 
 

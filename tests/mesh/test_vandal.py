@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 
+import msgspec
 import psutil
 import pytest
 import pytest_asyncio
@@ -20,7 +21,10 @@ import zmq.asyncio
 from common.bus.codecs import from_worker_codec
 from common.config.addresses import parse_control
 from common.errors import Failure, FailureKind
-from common.ids import Generation, InstanceId, RequestId
+from common.ids import Generation, InstanceId, RequestId, TransferId
+from common.kv.intervals import Interval
+from common.kv.layout import KVDType, KVLayout, KVOrder
+from common.kv.ticket import Ticket
 from common.messages.control import (
     EmittedTokens,
     Heartbeat,
@@ -28,10 +32,16 @@ from common.messages.control import (
     Leaving,
     Load,
     PrefillReleased,
+    Register,
+    Role,
     TokensEmitted,
 )
 from tests.mesh.inprocess import mesh_config
 from tests.mesh.processes import Processes, processes
+from transfer.frames import encode_hello, encode_message
+from transfer.plan import region_of
+from transfer.protocol.messages import SPOKEN, Capabilities, Open, source_codec
+from transfer.testing.puppets import bent
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(120)]
 
@@ -379,6 +389,47 @@ async def test_garbage_at_an_inner_port_harms_nobody(mesh: Processes, where: str
     await answer(mesh)
     for _, writer in silent:
         writer.transport.abort()
+
+
+async def test_numbers_beyond_a_machine_word_at_an_inner_port_harm_nobody(mesh: Processes) -> None:
+    """In what is well formed otherwise: only who understands it stumbles over it."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", data_port(mesh))
+    writer.write(encode_hello() + encode_message(endless_open()))
+    async with asyncio.timeout(10):
+        await reader.readuntil(b"not an interval")
+    writer.transport.abort()
+    before = await malformed(mesh)
+    with dealer(mesh.local.config.gateway.control) as socket:
+        await socket.send(endless_register())
+        async with asyncio.timeout(20):
+            while await malformed(mesh) == before:  # noqa: ASYNC110 - another process
+                await asyncio.sleep(0.05)
+
+
+LAYOUT = KVLayout("m", KVDType.FLOAT32, 16, KVOrder.NHD, Interval(0, 2), Interval(0, 2), 8)
+
+
+def endless_open() -> bytes:
+    whole = Open(
+        capabilities=Capabilities(SPOKEN, LAYOUT, tuple(KVDType), 1 << 20),
+        ticket=Ticket(TransferId("t"), b"", Generation(1), Generation(1), ()),
+        region=region_of(LAYOUT),
+        num_tokens=1,
+        zones=1,
+        descriptor=b"tcp",
+        checksum=True,
+        patience_s=1.0,
+    )
+    return bent(source_codec().encode(whole), ("capabilities", "layout"), endless_layout())
+
+
+def endless_register() -> bytes:
+    whole = Register(STRANGER, Role.DECODE, Generation(1), (), LAYOUT, 100, 100, 1)
+    return bent(from_worker_codec().encode(whole), ("layout",), endless_layout())
+
+
+def endless_layout() -> dict[str, object]:
+    return msgspec.to_builtins(LAYOUT) | {"layers": [0, 1 << 63], "scales": b"1234"}
 
 
 async def throw(port: int, garbage: bytes, *, closes: bool) -> None:

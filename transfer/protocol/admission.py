@@ -6,7 +6,7 @@ import msgspec
 
 from common.ids import Generation
 from common.kv.ticket import Ticket
-from transfer.errors import RefusalReason
+from transfer.errors import RefusalReason, brief
 from transfer.protocol.messages import Capabilities, Open, Refusal
 from transfer.protocol.negotiation import Agreement, agree
 
@@ -53,21 +53,21 @@ def judge(request: Open, source: SourceView) -> Verdict:
 
 
 def _judge_unknown(request: Open, source: SourceView) -> Verdict:
-    transfer = request.ticket.transfer
+    transfer = brief(request.ticket.transfer)
     if source.has_ended:
-        return Refusal(RefusalReason.ENDED, f"the offer of transfer {transfer!r} has ended; place the request again")
+        return Refusal(RefusalReason.ENDED, f"the offer of transfer {transfer} has ended; place the request again")
     if source.may_park:
         return Park()
     return Refusal(
         RefusalReason.UNKNOWN_TICKET,
-        f"no job for transfer {transfer!r} has come in time, or too many takers wait; place the request again",
+        f"no job for transfer {transfer} has come in time, or too many takers wait; place the request again",
     )
 
 
 def _judge_offer(request: Open, source: SourceView, offer: OfferView) -> Verdict:
     ticket = request.ticket
     if not hmac.compare_digest(ticket.secret, offer.ticket.secret):
-        return Refusal(RefusalReason.SECRET, f"the secret for transfer {ticket.transfer!r} is wrong", "secret")
+        return Refusal(RefusalReason.SECRET, f"the secret for transfer {brief(ticket.transfer)} is wrong", "secret")
     if ticket.decode_generation != offer.ticket.decode_generation:
         return _refuse(
             RefusalReason.GENERATION,
@@ -76,7 +76,7 @@ def _judge_offer(request: Open, source: SourceView, offer: OfferView) -> Verdict
             offer.ticket.decode_generation,
         )
     if offer.is_taken:
-        return Refusal(RefusalReason.ALREADY_TAKEN, f"transfer {ticket.transfer!r} has a taker already")
+        return Refusal(RefusalReason.ALREADY_TAKEN, f"transfer {brief(ticket.transfer)} has a taker already")
     if request.num_tokens != offer.num_tokens:
         return _refuse(RefusalReason.NUM_TOKENS, "num_tokens", request.num_tokens, offer.num_tokens)
     if request.first_token >= request.num_tokens:
@@ -85,4 +85,4 @@ def _judge_offer(request: Open, source: SourceView, offer: OfferView) -> Verdict
 
 
 def _refuse(reason: RefusalReason, field: str, shown: object, wanted: object) -> Refusal:
-    return Refusal(reason, f"the taker's {field} is {shown!r}; the source's is {wanted!r}", field)
+    return Refusal(reason, f"the taker's {field} is {brief(shown)}; the source's is {brief(wanted)}", field)

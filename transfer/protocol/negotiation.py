@@ -4,7 +4,7 @@ import msgspec
 
 from common.kv.layout import KVDType
 from common.kv.wire import WireFormat, wire_format
-from transfer.errors import LayoutMismatch, RefusalReason
+from transfer.errors import LayoutMismatch, RefusalReason, brief
 from transfer.plan import CopyPlan, Region, plan_copy
 from transfer.protocol.messages import Capabilities, Refusal
 
@@ -86,4 +86,4 @@ def _spoken(side: Capabilities) -> str:
 
 
 def _refuse(reason: RefusalReason, field: str, source: object, sink: object, remedy: str) -> Refusal:
-    return Refusal(reason, f"{field!r} is {source!r} at the source and {sink!r} at the sink; {remedy}", field)
+    return Refusal(reason, f"{field!r} is {brief(source)} at the source and {brief(sink)} at the sink; {remedy}", field)

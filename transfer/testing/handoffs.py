@@ -22,6 +22,7 @@ from transfer.errors import (
     TimedOut,
 )
 from transfer.plan import region_of
+from transfer.protocol.messages import AllLanded, ProbeAccepted, ProbeWritten
 from transfer.protocol.versions import VersionRange
 from transfer.testing.mesh import (
     DEADLINE_S,
@@ -146,6 +147,21 @@ class HandoffContract:
             make_ready(offer, 1, 4)
             await take
             made.assert_arrived()
+
+    async def test_a_self_test_tells_nothing_of_a_hand_off(self, backend: Backend) -> None:
+        """It needs no ticket, so it must not send what those who have one were given."""
+        async with mesh(backend) as made:
+            await made.assert_works()  # which leaves KV in whatever memory it was packed in
+            puppet = TakerPuppet(await backend.connect(made.endpoints[0]), made)
+            for zone in puppet.zones:
+                zone.view[:] = b"\xaa" * len(zone.view)
+            await puppet.say(puppet.probe(len(puppet.zones)))
+            assert isinstance(await puppet.hear(), ProbeAccepted)
+            for _ in puppet.zones:
+                assert isinstance(await puppet.hear(), ProbeWritten)
+            assert [bytes(zone.view) for zone in puppet.zones] == [bytes(made.limits.segment_bytes)] * len(puppet.zones)
+            await puppet.say(AllLanded())
+            await puppet.link.close()
 
     # ------------------------------------------------------------ refusals
 

@@ -1,7 +1,7 @@
 """Peers that say what they are told: dead, silent or senseless ones among them."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import msgspec
@@ -18,6 +18,7 @@ from transfer.protocol.messages import (
     AllLanded,
     Capabilities,
     Open,
+    Probe,
     SegmentWritten,
     ToSink,
     ToSource,
@@ -41,7 +42,7 @@ class TakerPuppet:
     def __init__(self, link: Link, made: Mesh) -> None:
         self.link = link
         self._mesh = made
-        self._zones = made.borrow(made.limits.landing_zones)
+        self.zones = made.borrow(made.limits.landing_zones)
 
     def open(self, **changes: object) -> Open:
         """The right Open for `Mesh.offer()`, or one with some fields changed, of its capabilities too."""
@@ -53,12 +54,16 @@ class TakerPuppet:
             ticket=self._mesh.ticket(),
             region=region_of(layout),
             num_tokens=NUM_TOKENS,
-            zones=len(self._zones),
-            descriptor=self.link.register(self._zones),
+            zones=len(self.zones),
+            descriptor=self.link.register(self.zones),
             checksum=True,
             patience_s=DEADLINE_S,
         )
         return msgspec.structs.replace(right, **changes)
+
+    def probe(self, segments: int) -> Probe:
+        """A request for a self-test of so many segments."""
+        return Probe(len(self.zones), self._mesh.limits.segment_bytes, segments, self.link.register(self.zones))
 
     async def say(self, message: ToSource) -> None:
         """Send one message."""
@@ -112,6 +117,16 @@ class SourcePuppet:
             await listener.close()
             if hasattr(puppet, "link"):
                 await puppet.link.close()
+
+
+def bent(frame: bytes, path: Sequence[str], value: object) -> bytes:
+    """The frame of a message with a value in the named place that no constructor would take."""
+    version, body = msgspec.msgpack.decode(frame)
+    place = body
+    for name in path[:-1]:
+        place = place[name]
+    place[path[-1]] = value
+    return msgspec.msgpack.encode((version, body))
 
 
 def segment(zone: int = 0, layer: int = 2, start: int = 0, stop: int = 8, **changes: object) -> SegmentWritten:

@@ -7,6 +7,7 @@ from common.clock import SystemClock
 from common.ids import Generation
 from transfer.backends.base import Backend, Link
 from transfer.backends.inproc import InprocBackend
+from transfer.backends.tcp import TcpBackend
 from transfer.errors import PeerLost, Stopped, Unreachable
 from transfer.limits import TransferHoldings
 from transfer.memory import PagedMemory
@@ -117,3 +118,25 @@ async def test_closing_ends_a_self_test() -> None:
         with pytest.raises(Stopped):
             await meeting
     assert sink.holdings() == TransferHoldings()
+
+
+@pytest.mark.parametrize(
+    "malformed", ["tcp://no-port", "tcp://127.0.0.1:99999999999", "tcp://:1", f"tcp://{'x' * 100}.example:1"]
+)
+async def test_a_malformed_endpoint_is_left_for_the_next(malformed: str) -> None:
+    """By a take and by a self-test; alone it is one that cannot be reached."""
+    layout, limits, clock = example_layout(), example_limits(), SystemClock()
+    source = KVSource(random_memory(layout), P_GENERATION, limits, clock, [TcpBackend()])
+    sink = KVSink(PagedMemory.zeros(layout, 8), D_GENERATION, limits, clock, [TcpBackend()])
+    endpoints = (malformed, *await source.start())
+    met = await sink.meet(endpoints)
+    assert (len(met.figures), len(met.failed)) == (1, 1)
+    sink._figures.clear()  # or the one that was measured would come first
+    offer = source.offer(peer_ticket(endpoints), range(8), NUM_TOKENS, DEADLINE_S)
+    make_ready(offer, 0, 4)
+    await sink.take(peer_ticket(endpoints), range(8), NUM_TOKENS, DEADLINE_S)
+    assert sink.fallbacks == 2
+    with pytest.raises(Unreachable):
+        await sink.take(peer_ticket((malformed,)), range(8), NUM_TOKENS, DEADLINE_S)
+    await sink.close()
+    await source.close()

@@ -25,6 +25,11 @@ def grid(heads: int, tp: int, stages: Sequence[Interval] = (Interval(0, 4),), **
     ]
 
 
+def shares_of(plan: RankPlan, rank: int) -> list[Share]:
+    """Those that fill one rank of the target."""
+    return [share for share in plan.shares if share.target_rank == rank]
+
+
 def stages(num_layers: int, cuts: Sequence[int]) -> list[Interval]:
     edges = [0, *sorted({cut for cut in cuts if 0 < cut < num_layers}), num_layers]
     return [Interval(start, stop) for start, stop in pairwise(edges)]
@@ -43,14 +48,14 @@ def test_every_coordinate_comes_exactly_once(
     for rank, target in enumerate(targets):
         arrivals = Counter(
             (layer, head)
-            for share in plan.of_target(rank)
+            for share in shares_of(plan, rank)
             for layer in range(share.plan.layers.start, share.plan.layers.stop)
             for head in range(share.plan.region.heads.start, share.plan.region.heads.stop)
         )
         needed = region_of(target)
         assert set(arrivals.values()) == {1}
         assert len(arrivals) == needed.area
-        for share in plan.of_target(rank):
+        for share in shares_of(plan, rank):
             assert region_of(sources[share.source_rank]).contains(share.plan.region)
 
 
@@ -88,13 +93,13 @@ def test_the_same_heads_as_the_published_formulas(heads: int, tp_source: int, tp
     sources, targets = grid(heads, tp_source), grid(heads, tp_target)
     plan = plan_ranks(sources, targets)
     for rank, target in enumerate(targets):
-        ours = {(share.plan.region.heads.start, len(share.plan.region.heads)) for share in plan.of_target(rank)}
+        ours = {(share.plan.region.heads.start, len(share.plan.region.heads)) for share in shares_of(plan, rank)}
         theirs = {
             (sources[source].heads.start + offset, count)
             for source, offset, count in vllm_sources(rank, tp_target, tp_source, heads)
         }
         assert ours == theirs
-        for share in plan.of_target(rank):
+        for share in shares_of(plan, rank):
             source = sources[share.source_rank]
             moved = share.plan.region.heads
             assert sglang_slice(share.source_rank, rank, tp_source, tp_target, heads) == (

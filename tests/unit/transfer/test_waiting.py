@@ -12,7 +12,7 @@ from transfer.limits import TransferLimits
 from transfer.pinning import HostPinning
 from transfer.staging import StagingPool
 from transfer.testing import eventually
-from transfer.waiting import Wakeup, Workers, race
+from transfer.waiting import Wakeup, Worker, race
 
 
 async def forever(log: list[str]) -> str:
@@ -68,16 +68,14 @@ async def test_a_race_cancelled_before_it_began() -> None:
 
 
 async def test_a_cancelled_worker_call_waits_for_its_thread() -> None:
-    workers, began, go, log = Workers(1, "test"), threading.Event(), threading.Event(), list[str]()
+    worker, began, go, log = Worker("test"), threading.Event(), threading.Event(), list[str]()
 
     def first() -> None:
         began.set()
         go.wait()
         log.append("first")
 
-    calls = [
-        asyncio.get_running_loop().create_task(workers.run(work)) for work in (first, lambda: log.append("second"))
-    ]
+    calls = [asyncio.get_running_loop().create_task(worker.run(work)) for work in (first, lambda: log.append("second"))]
     await eventually(began.is_set)
     for _ in range(3):
         for call in calls:
@@ -88,14 +86,14 @@ async def test_a_cancelled_worker_call_waits_for_its_thread() -> None:
     await asyncio.wait(calls)
     assert [call.cancelled() for call in calls] == [True, True]
     assert log == ["first"]
-    workers.close()
+    worker.close()
 
 
 async def test_a_worker_call_raises_what_the_work_raised() -> None:
-    workers = Workers(1, "test")
+    worker = Worker("test")
     with pytest.raises(ZeroDivisionError):
-        await workers.run(lambda: 1 // 0)
-    workers.close()
+        await worker.run(lambda: 1 // 0)
+    worker.close()
 
 
 async def test_wait_beyond_does_not_miss_what_came_before() -> None:

@@ -18,6 +18,7 @@ from transfer.errors import PeerLost
 from transfer.frames import encode_hello
 
 _BACKLOG = 128
+_LAST_PORT = 65535
 
 
 class TcpBackend(Backend):
@@ -106,7 +107,7 @@ async def _resolve(host: str, port: int) -> tuple[socket.AddressFamily, tuple[st
 def _parse(endpoint: str) -> tuple[str, int]:
     scheme, _, address = endpoint.partition("://")
     host, _, port = address.rpartition(":")
-    if scheme != "tcp" or not host or not port.isdecimal():
+    if scheme != "tcp" or not host or not port.isdecimal() or int(port) > _LAST_PORT:
         raise ValueError(f"not a tcp endpoint: {endpoint!r}; one looks like 'tcp://127.0.0.1:41001'")
     return host.strip("[]"), int(port)
 

@@ -18,7 +18,7 @@ THREAD_NAME = "tcp-lane"
 
 
 class Lane:
-    """Owns a pipe and its thread. Made and used on the event loop; `end_all` must follow."""
+    """Owns a pipe and its thread. Made and used on the event loop; `start_all` and then `end_all` must follow."""
 
     def __init__(self, pipe: Pipe) -> None:
         self._pipe = pipe
@@ -27,7 +27,7 @@ class Lane:
         self._thread = threading.Thread(target=self._run, name=THREAD_NAME, daemon=True)
 
     def start(self) -> None:
-        """Begin to work."""
+        """Begin to work; raises RuntimeError when the machine has no thread to give."""
         self._thread.start()
 
     def shut(self) -> None:
@@ -37,16 +37,23 @@ class Lane:
     def stop(self) -> None:
         """Shut it, and let its thread end. Idempotent."""
         self.shut()
+        if not self._has_begun and not self._left.done():
+            self._leave()  # there is no thread that would
 
     @property
     def left(self) -> "asyncio.Future[None]":
-        """Done when the thread is at its end."""
+        """Done when the thread is at its end, or stopped before it began."""
         return self._left
 
     def release(self) -> None:
         """Close the connection of a lane that has left. Idempotent."""
-        self._thread.join()
+        if self._has_begun:
+            self._thread.join()
         self._pipe.close()
+
+    @property
+    def _has_begun(self) -> bool:
+        return self._thread.ident is not None
 
     def _run(self) -> None:
         try:
@@ -118,13 +125,15 @@ class SendingLane(Lane):
 
     def _work(self) -> None:
         while (stripe := self._stripes.get()) is not None:
-            error = None
+            error: PeerLost | None = PeerLost("the thread of a data connection failed")
             try:
                 self._pipe.send(stripe.header)
                 self._pipe.send(stripe.data)
+                error = None
             except PeerLost as lost:
                 error = _bare(lost)
-            stripe.delivery.report(error)
+            finally:
+                stripe.delivery.report(error)
             del stripe  # a thread that waits must not keep the caller's buffer
 
 
@@ -147,6 +156,7 @@ class ReceivingLane(Lane):
 
     def _work(self) -> None:
         header = memoryview(bytearray(HEADER_BYTES))
+        failure: TransferError = PeerLost("the thread of a data connection failed")
         try:
             while True:
                 self._pipe.fill(header)
@@ -154,7 +164,9 @@ class ReceivingLane(Lane):
                 self.landed += 1
                 self._changed(self)
         except TransferError as error:
-            self.failure = _bare(error)
+            failure = _bare(error)
+        finally:
+            self.failure = failure
             self._changed(self)
 
     def _receive_stripe(self, data: bytes) -> None:
@@ -193,6 +205,19 @@ async def send_striped(lanes: Sequence[SendingLane], zone: int, data: memoryview
     finally:
         if delivery.done.done():
             delivery.done.exception()
+
+
+def start_all(lanes: Sequence[Lane]) -> None:
+    """Start their threads, or none is left and every connection is closed: raises PeerLost."""
+    try:
+        for lane in lanes:
+            lane.start()
+    except (RuntimeError, MemoryError) as error:
+        for lane in lanes:
+            lane.stop()
+        for lane in lanes:
+            lane.release()  # at once: no lane that has begun has anything to do yet
+        raise PeerLost(f"no thread for a data connection: {error}") from error
 
 
 async def end_all(lanes: Sequence[Lane]) -> None:

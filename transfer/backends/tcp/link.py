@@ -16,7 +16,7 @@ import msgspec
 from common.tasks import TaskScope
 from transfer.backends.base import Buffer, Link
 from transfer.backends.tcp.invitations import Invitations
-from transfer.backends.tcp.lanes import ReceivingLane, SendingLane, end_all, post, send_striped
+from transfer.backends.tcp.lanes import ReceivingLane, SendingLane, end_all, post, send_striped, start_all
 from transfer.backends.tcp.stream import Stream, into_pipes
 from transfer.backends.tcp.zones import LandingZones
 from transfer.errors import Corrupt, PeerLost
@@ -160,6 +160,8 @@ class SourceLink(TcpLink):
         self._invitations = invitations
         self._token: bytes | None = None
         self._joined: dict[int, Stream] = {}
+        self._expected: int | None = None
+        """Data connections that will join, as the first of them has said."""
         self._lanes: list[SendingLane] = []
         self._written = 0
 
@@ -195,20 +197,27 @@ class SourceLink(TcpLink):
 
     def _join(self, stream: Stream, index: int, count: int) -> None:
         """Connection `index` of `count` has shown the token. Owns the stream, unless it raises a TransferError."""
-        expected = range(min(count, MAX_LANES))
-        if count != len(expected) or index not in expected or index in self._joined:
+        if count not in range(1, MAX_LANES + 1) or index not in range(count) or index in self._joined:
             raise Corrupt(f"data connection {index!r} of {count!r}: a number seen before, or beyond {MAX_LANES}")
+        if self._expected not in (None, count):
+            raise Corrupt(f"data connection {index!r} of {count!r}; the first was one of {self._expected!r}")
+        self._expected = count
         self._joined[index] = stream
         if len(self._joined) == count:
             self._revoke()
             joined, self._joined = self._joined, {}
-            self._lanes = [SendingLane(pipe) for pipe in into_pipes([joined[number] for number in expected])]
-            for lane in self._lanes:
-                lane.start()
+            self._lanes = _sending_lanes([joined[number] for number in range(count)])
 
     def _revoke(self) -> None:
         if self._token is not None:
             self._invitations.revoke(self._token)
+
+
+def _sending_lanes(streams: Sequence[Stream]) -> list[SendingLane]:
+    """At work; raises PeerLost, and then every stream is closed."""
+    lanes = [SendingLane(pipe) for pipe in into_pipes(streams)]
+    start_all(lanes)
+    return lanes
 
 
 class SinkLink(TcpLink):
@@ -251,12 +260,12 @@ class SinkLink(TcpLink):
         try:
             async with asyncio.timeout(_JOIN_TIMEOUT_S):
                 pipes = into_pipes(await self._open_streams(token))
+            lanes = [ReceivingLane(pipe, self._zones, self._lane_changed) for pipe in pipes]
+            start_all(lanes)
         except (PeerLost, TimeoutError) as error:
             _log.warning("no data connections, one connection must do: %s: %s", type(error).__name__, error)
             return
-        self._lanes = [ReceivingLane(pipe, self._zones, self._lane_changed) for pipe in pipes]
-        for lane in self._lanes:
-            lane.start()
+        self._lanes = lanes
         self._landed.wake()
 
     async def _open_streams(self, token: bytes) -> list[Stream]:
