@@ -30,7 +30,13 @@ FOREIGN = frozenset({"torch", "transformers", "tokenizers", "jinja2"})
 """Libraries whose code has no business on the loop once all is loaded."""
 OURS = ("services.text.", "services.engine.")
 LOOP_SIDE = frozenset(
-    {"services.engine.api", "services.engine.thread", "services.engine.worker", "services.engine.kv.prefix_journal"}
+    {
+        "services.engine.api",
+        "services.engine.jobs",
+        "services.engine.thread",
+        "services.engine.worker",
+        "services.engine.kv.prefix_journal",
+    }
 )
 """What of the engine belongs on the loop: its jobs, its events, and the hand over to its thread."""
 

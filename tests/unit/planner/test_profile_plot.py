@@ -39,5 +39,5 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 def test_without_matplotlib_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(ConfigError, match=r"pip install 'pdmesh\[plots\]'"):
+    with pytest.raises(ConfigError, match=r"pip install -e '.\[plots\]'"):
         require_plots()
