@@ -103,10 +103,11 @@ async def is_turned_away(data: bytes, endpoint: str) -> bool:
 async def hang_up(writer: asyncio.StreamWriter) -> None:
     """Close it, whatever has become of it."""
     writer.transport.abort()
-    try:
-        await writer.wait_closed()
-    except OSError:
-        pass
+    # In a task of its own: who is cancelled while it waits would cancel the one future on which all others wait, too.
+    closed = asyncio.ensure_future(writer.wait_closed())
+    await asyncio.wait([closed])
+    if not closed.cancelled():
+        closed.exception()
 
 
 class Relay:
