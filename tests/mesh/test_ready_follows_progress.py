@@ -7,10 +7,12 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import msgspec
+import pytest
 
 from common.config.types import InstanceConfig, MeshConfig
 from common.ids import InstanceId
 from services.engine.runner import Runner
+from services.gateway.mesh.shell import TICK_S
 from tests.mesh.inprocess import InProcessMesh, deterministic, in_process_mesh, mesh_config
 
 P0, D0, D1 = InstanceId("p0"), InstanceId("d0"), InstanceId("d1")
@@ -121,3 +123,19 @@ async def test_a_mesh_of_decode_instances_alone_is_proved_too(deterministic_fold
         gates.go_on()
         await until(mesh, lambda found: found[0] == 200)
         assert (await answer).status == 200
+
+
+async def test_a_stop_drops_no_question_as_unanswered(
+    deterministic_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with gated(deterministic_folder, mesh_config(silence_s=1.0)) as (mesh, gates):
+        shell = mesh.gateway.mesh
+        await mesh.until(lambda: not shell._canaries._asked)
+        gates.stop(D0)
+        answer = asyncio.ensure_future(mesh.complete("hello there", max_tokens=4))
+        await mesh.until(lambda: bool(shell._canaries._asked))
+        shell.shut_down()
+        await asyncio.sleep(3 * TICK_S)
+        gates.go_on()
+        assert (await answer).status == 200
+        assert "which is dropped" not in caplog.text

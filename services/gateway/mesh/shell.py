@@ -114,6 +114,7 @@ class MeshShell:
         self._streams: dict[RequestId, UnreadEvents] = {}
         self._tasks = TaskScope("mesh")
         self._ended = asyncio.Event()
+        self._is_stopping = False
         self._events: deque[LifecycleEvent | MembershipEvent] = deque()
         """The event being handled, and those that came of it."""
 
@@ -166,6 +167,7 @@ class MeshShell:
 
     def shut_down(self) -> None:
         """Accept nothing new; what runs goes on."""
+        self._is_stopping = True
         self._handle(ShutdownRequested())
 
     async def until_idle(self) -> None:
@@ -273,7 +275,9 @@ class MeshShell:
             case Tick():
                 self._perform_all(self._membership.handle(event))
                 self._perform_all(self._lifecycle.handle(event))
-                self._canaries.tick(event.now, self._lifecycle.pairs())
+                if not self._is_stopping:
+                    # Then no pair takes requests, and what was asked of them before is to be answered in peace.
+                    self._canaries.tick(event.now, self._lifecycle.pairs())
             case _:
                 self._perform_all(self._lifecycle.handle(event))
 
